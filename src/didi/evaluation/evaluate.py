@@ -86,6 +86,7 @@ def evaluate(
 
     Raises:
         UsageError: the bundle, the judge or an argument does not allow the evaluation.
+        DidiError: a judge cannot be read or reached, or a package that it needs is not installed.
     """
     sets = checked_sets(instance("bundle", bundle, Bundle), data, anchors)
     seed, num_samples = whole_number("seed", seed), whole_number("num_samples", num_samples, low=1)

@@ -46,8 +46,8 @@ img {{ max-width: min(100%, 44rem); }}
 
 # Footnote for rows with exact divergences.
 EXACT_NOTE = (
-    " KL is KL(sampler, data) and reverse KL is KL(data, sampler); they, total variation and joint entropy are sums "
-    "over all sequences, without sampling error, in nats a sequence."
+    " KL is KL(sampler, data), reverse KL is KL(data, sampler); both and the joint entropy are in nats a sequence. "
+    "These and the total variation are sums over all sequences, without sampling error."
 )
 # Wording, in a footnote, of the settings that all rows share; a setting that differs between rows becomes a column.
 SETTINGS = {

@@ -131,7 +131,11 @@ def _row(
     peak_mib: float,
     traced: Trace | None,
 ) -> SpeedRow:
-    """The row of one method; ``floor`` is ``seconds`` for bare passes, and empty if they were not timed."""
+    """The row of one method.
+
+    ``floor`` is the list ``seconds`` itself for a method without bare passes (``floor_of``), and empty if the bare
+    passes were not timed.
+    """
     method, variant = entry
     return SpeedRow(
         method=method,
