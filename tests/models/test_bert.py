@@ -145,7 +145,10 @@ def test_a_bundle_keeps_network_and_discriminator(network, canvas, tmp_path):
     assert (type(loaded.teacher), loaded.teacher.config, loaded.process) == (Bert, network.config, Absorbing(MASK_ID))
     with torch.no_grad():
         assert torch.equal(loaded.teacher(canvas.tokens), network(canvas.tokens))
-        assert torch.equal(loaded.discriminator(canvas.tokens), discriminator(canvas.tokens))
+        # Rounding in the spectral norms depends on the memory alignment of the weights.
+        torch.testing.assert_close(loaded.discriminator(canvas.tokens), discriminator(canvas.tokens), **CLOSE)
+    for name, value in discriminator.state_dict().items():
+        assert torch.equal(loaded.discriminator.state_dict()[name], value)
 
 
 def test_the_network_meets_the_protocols_of_denoisers(network):
@@ -208,7 +211,7 @@ def test_a_wrong_state_dict_is_refused_by_key(model, change, message):
         ({"max_position_embeddings": 17}, "max_position_embeddings in config.json is a size"),
         ({"num_attention_heads": None}, "num_attention_heads, a whole number, must be in config.json"),
         ({"num_attention_heads": 5}, r"multiple of num_heads; got 24 and 5"),
-        ({"layer_norm_eps": 0}, "layer_norm_eps in config.json is a number between 0 and 1"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps in config.json is a number above 0"),
     ],
 )
 def test_settings_that_contradict_the_weights_are_refused(model, settings, message):

@@ -158,7 +158,10 @@ def test_a_bundle_keeps_network_and_discriminator(network, canvas, tmp_path):
     assert loaded.discriminator.config.output == "sequence"
     with torch.no_grad():
         assert torch.equal(loaded.teacher(canvas.tokens), network(canvas.tokens))
-        assert torch.equal(loaded.discriminator(canvas.tokens), discriminator(canvas.tokens))
+        # Rounding in the spectral norms depends on the memory alignment of the weights.
+        torch.testing.assert_close(loaded.discriminator(canvas.tokens), discriminator(canvas.tokens), **CLOSE)
+    for name, value in discriminator.state_dict().items():
+        assert torch.equal(loaded.discriminator.state_dict()[name], value)
 
 
 def test_the_network_meets_the_protocols_of_denoisers(network):

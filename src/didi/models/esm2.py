@@ -24,7 +24,7 @@ TRAINING_MASK_RATIO = 0.15 * 0.8
 class Esm2Config(ProteinConfig):
     """Shape of an ESM-2; the defaults are the 150M network.
 
-    Rotary positions have no limit, so that ``length`` has no weights. Dropout acts on both residual branches.
+    Positions are rotary, so that no weight depends on ``length``. Dropout acts on both residual branches.
 
     Attributes:
         conv_radius: neighbours on either side that a residual depthwise convolution before each block reads; 0 for no
