@@ -19,7 +19,7 @@ from didi.models.nelbo import nelbo_draws
 from didi.models.networks import DenoiserNetwork
 
 LENGTH_STEP = 8  # batch widths are multiples of it, so that the padding of a sequence does not depend on its batch
-MAX_BATCH_TOKENS = 2**14
+MAX_BATCH_TOKENS = 2**14  # padding included
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,15 @@ from torch import Tensor
 from didi.evaluation.perplexity import Scores
 
 NUM_RESAMPLES = 2000
-LEVEL = 0.95
+LEVEL = 0.95  # nominal coverage of intervals
 CHUNK_ELEMENTS = 2**24  # entries of a matrix of counts in memory, 128 MiB in float64
 
 Point = tuple[float, float]
+"""Entropy in nats, and perplexity."""
 Statistic = Callable[[Float[Tensor, "r c"]], Float[Tensor, " r"]]
+"""From the totals of r resamples to r values."""
 Interval = tuple[float, float]
+"""Lower and upper end."""
 NAN_INTERVAL: Interval = (math.nan, math.nan)
 """Interval of a metric that was not computed."""
 

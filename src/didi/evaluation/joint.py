@@ -31,6 +31,7 @@ from didi.models.autoregressive import AutoregressiveLM
 SCORED_TOKENS = 4096  # tokens scored in one pass, to bound memory
 WARM_UP_UPDATES = 20
 Reference = MarkovChain | AutoregressiveLM
+"""The distribution q."""
 
 
 class _Fit(Protocol):

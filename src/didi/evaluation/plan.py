@@ -19,6 +19,7 @@ from didi.sampling.registry import (
 )
 
 PlannedRow = tuple[str, SamplingOptions, int]
+"""Label, sampling options and number of moves of a row."""
 
 
 def swept_options(

@@ -71,7 +71,8 @@ def compare(
         on_round: called before every round.
 
     Raises:
-        UsageError: a method needs a network that the bundle lacks.
+        UsageError: a method needs a network that the bundle lacks, a variant is not supported (``for_inference``), or
+            the system does not report peak memory.
     """
     bundles = {
         variant: for_inference(bundle, variant.numerics, is_compiled=variant.is_compiled) for variant in variants

@@ -29,7 +29,7 @@ class Esm2Config(ProteinConfig):
     Attributes:
         conv_radius: neighbours on either side that a residual depthwise convolution before each block reads; 0 for no
             convolution, as in the public checkpoints.
-        has_token_dropout: whether embeddings of masks are zero and other embeddings are scaled by the share of visible
+        has_token_dropout: whether embeddings of masks are zero and other embeddings are divided by the share of visible
             positions in the sequence, relative to that in ESM-2's training.
 
     Raises:

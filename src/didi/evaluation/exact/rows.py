@@ -32,6 +32,7 @@ from didi.sampling.token_distribution import TokenDistribution
 from didi.sampling.uniform_guided import UniformGuided
 
 Predictions = Callable[[Float[Tensor, ""]], Table]
+"""From a time to the predictions of a network."""
 KEPT_TABLES = 16  # cached tables of a time-conditioned network; 17 MB each at 4 symbols and 7 positions
 
 
