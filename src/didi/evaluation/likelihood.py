@@ -69,7 +69,7 @@ def likelihood(
         process: diffusion process of the denoiser.
         rows: clean tokens.
         num_draws: number of random masks of each sequence, whose sizes are spread evenly over 1 to l; in uniform-state
-            diffusion, of corruptions at evenly spread times.
+            diffusion, of corruptions at evenly spread noise levels.
         batch_size: number of masked sequences in one pass.
         seed: random seed of the masks, which depend on the number of the row only, not on the batch size.
 
