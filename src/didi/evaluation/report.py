@@ -17,7 +17,7 @@ from didi.evaluation.figure import frontier_figure, perplexity_figure
 from didi.evaluation.frontier import Interval
 from didi.evaluation.paired import comparison_table
 from didi.evaluation.perplexity import Scores
-from didi.evaluation.row import EvaluationRow, SampleSet, finite, varying_fields
+from didi.evaluation.row import WORDS, EvaluationRow, SampleSet, finite, varying_fields
 from didi.evaluation.sweeps import equal_entropy_table
 from didi.files import write_atomically
 from didi.markdown import aligned_table
@@ -51,14 +51,8 @@ EXACT_NOTE = (
 )
 # Wording, in a footnote, of the settings that all rows share; a setting that differs between rows becomes a column.
 SETTINGS = {
-    "seed": "seed {}",
-    "precision": "sampling in {}",
-    "temperature": "temperature {:g}",
-    "top_p": "top-p {:g}",
-    "grid": "{} time grid",
-    "num_samples": "{} samples",
-    "judge": "judge {}",
-    "machine": "{}",
+    name: (WORDS | {"precision": "sampling in {}", "machine": "{}"})[name]
+    for name in ("seed", "precision", "temperature", "top_p", "grid", "num_samples", "judge", "machine")
 }
 
 
