@@ -39,7 +39,7 @@ class SetComparison:
 
     Attributes:
         difference: mean score of the students minus that of the teacher.
-        difference_ci: its 95% bootstrap interval; the sequences of each set are resampled by themselves.
+        difference_ci: its 95% bootstrap interval; the sequences of each set are resampled independently.
         seeds_ci: its 95% t-interval over the students; NaN for a single student.
         entropy_ratio: mean residue entropy of the students over that of the teacher.
         entropy_ratio_ci: its 95% bootstrap interval.
