@@ -178,9 +178,12 @@ def block_keys():
     ("settings", "message"),
     [
         ({"model_type": "gpt_neo"}, "model_type gpt2 in config.json; got 'gpt_neo'"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx in config.json is False"),
-        ({"scale_attn_weights": False}, "scale_attn_weights in config.json is True"),
-        ({"add_cross_attention": True}, "add_cross_attention in config.json is False"),
+        (
+            {"scale_attn_by_inverse_layer_idx": True},
+            "a GPT-2 checkpoint has scale_attn_by_inverse_layer_idx False in config.json; got True",
+        ),
+        ({"scale_attn_weights": False}, "scale_attn_weights True in config.json; got False"),
+        ({"add_cross_attention": True}, "add_cross_attention False in config.json; got True"),
         ({"activation_function": "mish"}, "activation_function in config.json is one of gelu_new, .*; got 'mish'"),
         ({"layer_norm_epsilon": "1"}, "layer_norm_epsilon in config.json is a number above 0; got '1'"),
         ({"layer_norm_epsilon": 0}, "layer_norm_epsilon in config.json is a number above 0; got 0"),

@@ -73,9 +73,10 @@ def test_n_beyond_the_sequence_is_refused(n):
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
-def test_an_empty_set_is_refused(shape):
+@pytest.mark.parametrize("measure", [token_entropy, corpus_entropy, distinct_n])
+def test_an_empty_set_is_refused(measure, shape):
     with pytest.raises(ValueError, match="at least one token"):
-        token_entropy(torch.zeros(shape, dtype=torch.long))
+        measure(torch.zeros(shape, dtype=torch.long))
 
 
 def test_sequence_repetition_equals_a_plain_count(tokens):

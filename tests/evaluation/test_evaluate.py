@@ -161,5 +161,5 @@ def test_a_joint_divergence_without_a_reference_or_with_few_samples_is_refused_b
     with pytest.raises(UsageError, match="those of bundles other and unnamed differ"):
         evaluate(bundle, num_samples=16, joint=other, **settings)
     monkeypatch.setattr(type(bundle.autoregressive), "length", 2)
-    with pytest.raises(UsageError, match=f"has 2 tokens, sequences of unnamed have {LENGTH}"):
+    with pytest.raises(UsageError, match=f"has a context of 2 tokens, sequences of unnamed have {LENGTH}"):
         evaluate(bundle, num_samples=16, joint=named, **settings)

@@ -17,7 +17,7 @@ def test_interval_of_five_seeds_is_students():
 
 def test_a_single_seed_has_no_interval_and_none_no_estimate():
     assert str(estimate([4.0])) == str(geometric_estimate([4.0])) == "4.00"
-    with pytest.raises(ValueError, match="a seed or more"):
+    with pytest.raises(ValueError, match="one value or more"):
         estimate([])
 
 

@@ -85,8 +85,8 @@ def test_controls_have_the_lengths_of_the_natural_proteins_and_are_what_they_say
     assert set("".join(sets["poly-alanine"])) == {"A"}
     assert sets == control_sets(natural, seed=3)
     assert sets["mutated"] != control_sets(natural, seed=4)["mutated"]
-    for wrong in ([], ["MKX"]):
-        with pytest.raises(UsageError, match="controls are made of"):
+    for wrong, found in (([], "got none"), (["MKX", "MB"], "got the letters 'BX'")):
+        with pytest.raises(UsageError, match=f"controls are made of .*; {found}"):
             control_sets(wrong)
 
 

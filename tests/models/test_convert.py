@@ -59,6 +59,12 @@ def test_a_missing_key_is_named(name):
         dit_from_state_dict({key: value for key, value in WEIGHTS.items() if key != name}, NUM_HEADS)
 
 
+def test_a_tied_checkpoint_without_its_embedding_is_refused():
+    without = {key: value for key, value in WEIGHTS.items() if key != "vocab_embed.embedding"}
+    with pytest.raises(UsageError, match=r"missing vocab_embed\.embedding"):
+        dit_from_state_dict(without, NUM_HEADS, is_tied=True)
+
+
 @pytest.mark.parametrize("name", ["blocks.0.attn_qkv.bias", "blocks.1.norm1.bias", "output_layer.linear.scale", "ema"])
 def test_an_extra_key_is_named(name):
     with pytest.raises(UsageError, match=f"extra {name}"):

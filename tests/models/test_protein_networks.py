@@ -43,6 +43,8 @@ def test_a_state_of_masks_alone_has_finite_logits(network):
 def test_a_discriminator_reads_each_sequence_alone(network, canvas, make_discriminator, output):
     discriminator = make_discriminator(network, output=output)
     assert not discriminator.is_time_conditioned
+    copied, given = discriminator.trunk.state_dict(), network.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in copied.items())
     logits = discriminator(canvas.tokens, None, canvas.attention_mask)
     assert logits.shape == ((4, 12) if output == "token" else (4,))
     for row, length in enumerate(canvas.is_real.sum(-1)):

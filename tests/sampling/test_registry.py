@@ -160,3 +160,5 @@ def test_an_evaluation_refuses_options_that_none_of_its_samplers_reads(bundle, s
     options = SamplingOptions(**{setting: VALUES[setting]})
     with pytest.raises(UsageError, match=f"none of ancestral, tau-leaping reads {setting}"):
         evaluate(bundle, nfe=[1], sampler=["ancestral", "tau-leaping"], options=options, judge=JUDGE)
+    with pytest.raises(UsageError, match=f"left-to-right sampling does not read {setting}"):
+        evaluate(bundle, nfe=[1], role="autoregressive", options=options, judge=JUDGE)

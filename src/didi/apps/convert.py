@@ -21,7 +21,7 @@ from didi.apps.convert_parts import (
 )
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
-from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of, checked
+from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of, checked_layout
 from didi.diffusion import Process, find_process
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
@@ -153,7 +153,7 @@ def _diffusion_bundle(layout: str, source: str, command: ConvertCommand) -> Bund
     num_heads = first_given(command.num_heads, settings.num_heads)
     num_heads = None if num_heads is None else positive_integer("num_heads", num_heads)
     is_tied = command.tied or bool(checkpoint.settings.get("tie_word_embeddings", False))
-    blocks = checked(command.block_layout or checkpoint.settings.get(BLOCK_LAYOUT, conventions.block_layout))
+    blocks = checked_layout(command.block_layout or checkpoint.settings.get(BLOCK_LAYOUT, conventions.block_layout))
     weights = command.weights or ("raw" if checkpoint.shadow is None and not checkpoint.average else "ema")
     network = dit_from_state_dict(
         network_weights(checkpoint, weights, is_tied=is_tied),

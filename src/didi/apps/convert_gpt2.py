@@ -1,7 +1,7 @@
 """``didi convert gpt2``: a bundle of GPT-2 of ``transformers``, with the role ``autoregressive``."""
 
 from didi.apps.convert_parts import tokenizer_of
-from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, checked
+from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, checked_layout
 from didi.models.bundle import Bundle
 from didi.models.gpt2_layout import gpt2_from_state_dict, read_gpt2
 
@@ -43,7 +43,7 @@ def gpt2_bundle(
     """
     checkpoint = read_gpt2(source, revision=revision)
     network = gpt2_from_state_dict(checkpoint.weights, checkpoint.settings, num_heads=num_heads, is_tied=is_tied)
-    blocks = checked(block_layout or checkpoint.settings.get(BLOCK_LAYOUT, "stream"))
+    blocks = checked_layout(block_layout or checkpoint.settings.get(BLOCK_LAYOUT, "stream"))
     bundle = Bundle(
         autoregressive=network,
         provenance={"source": source, "layout": "gpt2", "weights": "raw", BLOCK_LAYOUT: blocks}

@@ -33,7 +33,8 @@ def read_blastdb(prefix: Path) -> Iterator[str]:
     is_whole = len(codes) > 0 and offsets[0] == 1 and offsets[-1] == len(codes) and bool((lengths >= 0).all())
     if not is_whole or lengths.sum() != num_residues or codes.max() >= len(LETTERS) or codes[offsets - 1].any():
         raise UsageError(
-            f"{sequences} has {num_residues} residues by its index {index}, and holds another number: fetch it again"
+            f"{sequences} does not match its index {index} ({len(lengths)} proteins, {num_residues} residues), or has "
+            "unknown letters: fetch it again"
         )
     letters = np.frombuffer(LETTERS, dtype=np.uint8)[codes].tobytes().decode("ascii")
     for begin, length in zip(offsets[:-1].tolist(), lengths.tolist(), strict=True):

@@ -49,10 +49,10 @@ def block_layout_of(provenance: Mapping[str, Any]) -> BlockLayout:
     Raises:
         UsageError: The recorded layout is unknown.
     """
-    return checked(provenance.get(BLOCK_LAYOUT, "stream"))
+    return checked_layout(provenance.get(BLOCK_LAYOUT, "stream"))
 
 
-def checked(layout: Any) -> BlockLayout:
+def checked_layout(layout: Any) -> BlockLayout:
     """``layout``, if it is a ``BlockLayout``.
 
     Raises:

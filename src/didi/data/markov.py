@@ -12,7 +12,7 @@ FLOOR = 0.002
 
 
 class MarkovChain:
-    """A chain in which each symbol has a few likely successors; all others have the probability of a floor.
+    """A chain in which each symbol has a few likely successors; all others have an equal, small probability.
 
     Args:
         num_symbols: Number of symbols, without the mask symbol of a diffusion model.

@@ -38,16 +38,8 @@ def clusters_of(
     with tempfile.TemporaryDirectory(prefix="didi-mmseqs-") as path:
         folder = Path(path)
         _write(sequences, folder / "all.fasta")
-        settings = [
-            "--min-seq-id",
-            str(identity),
-            "-c",
-            str(coverage),
-            "--cov-mode",
-            "0",
-            "--mask",
-            str(int(masks_repeats)),
-        ]
+        settings = ["--min-seq-id", str(identity), "-c", str(coverage), "--cov-mode", "0"]
+        settings += ["--mask", str(int(masks_repeats))]
         _run("easy-cluster", folder / "all.fasta", folder / "out", folder / "tmp", *settings)
         rows = (folder / "out_cluster.tsv").read_text("utf-8").splitlines()
     representatives = {int(member): int(representative) for representative, member in (row.split("\t") for row in rows)}

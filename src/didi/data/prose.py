@@ -16,7 +16,7 @@ from didi.data.tidy import mend_brown, mend_news, tidy
 MIN_CHARACTERS = 200
 SHINGLE_WORDS = 6
 SHINGLES_KEPT = 8  # one of 8 shingles is kept, chosen by its hash
-MIN_SHINGLES = 4
+MIN_SHINGLES = 4  # documents with fewer are compared as a whole only
 COPIED_SHARE = 0.5  # share of shingles in common with an earlier document
 STAGE_DIRECTION = r"[\[(](?:Laughter|laughter|Applause|applause)[^\[\]()]{0,40}[\])]"
 CAPS = {"treasury": 0.20, "afaq": 0.10}  # largest share of all characters

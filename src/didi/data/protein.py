@@ -52,8 +52,14 @@ def is_protein_tokenizer(tokenizer: Tokenizer | None) -> bool:
 
 def is_protein_corpus(corpus: str) -> bool:
     """Whether a name means proteins: a corpus of ``CORPORA``, a FASTA file, or a half of these."""
-    name = corpus.rpartition(":")[0] if corpus.endswith(tuple(f":{half}" for half in HALVES)) else corpus
+    name, _ = _name_and_half(corpus)
     return corpus.partition(":")[0] in CORPORA or name.removesuffix(".gz").endswith(FASTA_ENDINGS)
+
+
+def _name_and_half(corpus: str) -> tuple[str, str]:
+    """A corpus without the suffix of a half, and the half; the half is empty for the whole corpus."""
+    name, _, half = corpus.rpartition(":")
+    return (name, half) if half in HALVES else (corpus, "")
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,7 @@ def prepare_proteins(
         UsageError: the name is unknown, or no protein is left.
         DidiError: the corpus cannot be fetched, or mmseqs2 is missing.
     """
-    has_half = corpus.endswith(tuple(f":{half}" for half in HALVES))
-    name, _, half = corpus.rpartition(":") if has_half else (corpus, "", "")
+    name, half = _name_and_half(corpus)
     proteins = standard_proteins(load_proteins(name), min_length=min_length, max_length=max_length)
     if not proteins:
         raise UsageError(
@@ -101,7 +106,7 @@ def prepare_proteins(
             "min_length or max_length"
         )
     digest = sha256("\n".join(proteins).encode())
-    kind = CORPORA.get(name, Corpus(list))
+    kind = CORPORA.get(name) or Corpus(partial(load_proteins, name))
     rule = ["members", identity, seed] if kind.clusters is None else ["clones", kind.held_out, seed]
     digest.update(json.dumps(rule).encode())
     stem = Path(name).name.partition(".")[0]

@@ -68,8 +68,8 @@ class LengthBuckets:
 
     An epoch has one random member of each cluster, as in the training of ESM-2 (https://doi.org/10.1126/science.ade2574),
     so that large families do not dominate. These proteins are shuffled, sorted by length buckets of ``width`` residues
-    and cut into batches of equal size, whose order is random. The proteins that are left over are chosen at random in
-    each epoch.
+    and cut into batches of equal size, whose order is random. Proteins that do not fill a batch are left out;
+    they are chosen at random in each epoch.
 
     Args:
         clusters: residues of the members of each cluster.

@@ -12,8 +12,8 @@ from didi.errors import DidiError
 INDEX = struct.Struct("<III")  # offset, compressed size and size of a block
 NOTES = "EXPLANATORY NOTES"
 MIN_SECTION_CHARACTERS = 500
+# References to verses, such as "Mt. 5:3-5, 7"; without and with the name of the book.
 _REFERENCE = r"(?:[1-3]? ?[A-Z][a-z]{1,4}\.? )?\d+:\s?\d+(?:-\d+)?(?:, ?\d+)*"
-
 _NAMED = r"[1-3]? ?[A-Z][a-z]{1,4}\.? \d+:\s?\d+(?:-\d+)?(?:, ?\d+)*"
 
 

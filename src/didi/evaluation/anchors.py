@@ -9,7 +9,7 @@ from didi.data.source import Source
 from didi.diffusion.noise import named_generator
 
 ANCHORS = ("shuffled words", "repetition", "trigram model")
-CORPUS_TEXTS = ("data", "shuffled words")  # sets whose texts are the corpus's; reports do not quote them: licences
+CORPUS_TEXTS = ("data", "shuffled words")  # texts of the corpus; published reports do not quote them (licences)
 NGRAM_ORDER = 3
 NGRAM_ROWS = 16_384  # training rows of the n-gram model: some two million tokens
 
@@ -80,10 +80,10 @@ def ngram_samples(
     for position in range(length):
         uniforms = torch.rand(num_rows, dtype=torch.float64, generator=generator)
         # From the empty context to the longest; a longer context replaces the draw where it occurs in ``train``.
-        for size, (contexts, followers) in enumerate(tables[: position + 1]):
+        for size, (contexts, next_tokens) in enumerate(tables[: position + 1]):
             context = _number(rows[:, position - size : position], num_symbols)
             first, end = torch.searchsorted(contexts, context), torch.searchsorted(contexts, context, right=True)
-            drawn = followers[(first + (uniforms * (end - first)).long()).clamp(max=len(followers) - 1)]
+            drawn = next_tokens[(first + (uniforms * (end - first)).long()).clamp(max=len(next_tokens) - 1)]
             rows[:, position] = drawn if size == 0 else torch.where(end > first, drawn, rows[:, position])
     return rows
 

@@ -37,10 +37,14 @@ def _checked(name: str, values: Any, bundle: Bundle) -> Int[Tensor, "_ l"]:
         raise UsageError(f"{rule}; got {tokens.dtype} of shape {list(tokens.shape)}")
     if tokens.shape[1] > network.length:
         raise UsageError(
-            f"{name} has rows of at most {network.length} tokens, the network's context; got {tokens.shape[1]}"
+            f"{name} has rows of at most {network.length} tokens, the network's context; got {tokens.shape[1]}: "
+            "shorten them"
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= network.vocab_size:
         token = low if low < 0 else high
-        raise UsageError(f"{name} has token ids from 0 to {network.vocab_size - 1}, the bundle's symbols; got {token}")
+        raise UsageError(
+            f"{name} has token ids from 0 to {network.vocab_size - 1}, the bundle's symbols; got {token}: "
+            "encode it with the bundle's tokenizer"
+        )
     return tokens.long()

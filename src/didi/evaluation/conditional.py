@@ -18,8 +18,8 @@ from didi.models.denoiser import logits_at
 from didi.models.nelbo import nelbo_draws
 from didi.models.networks import DenoiserNetwork
 
-LENGTH_STEP = 8  # batch widths are multiples, so that the padding of a sequence does not depend on its batch
-MAX_BATCH_TOKENS = 2**14
+LENGTH_STEP = 8  # batch widths are multiples of it, so that the padding of a sequence does not depend on its batch
+MAX_BATCH_TOKENS = 2**14  # padding included
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Continuation:
     Attributes:
         ids: Token ids of context and continuation.
         num_given: Number of tokens of the context, 0 or more.
-        name: Name of the random stream of the masks, together with the seed.
+        name: Determines the random masks of the sequence, together with the seed.
     """
 
     ids: Sequence[int]

@@ -59,9 +59,9 @@ def find_reference(
     Args:
         bundle: The model whose samples are measured.
         judges: Judges of the evaluation.
-        joint: False for no joint divergence; the bundle of an autoregressive network over the same tokens, which is
-            then the reference; or True, for the chain of an exact judge, else the chain of the world of ``bundle``,
-            else the autoregressive network of ``bundle``.
+        joint: False for no joint divergence; a bundle whose autoregressive network, over the same tokens, is the
+            reference; or True for the first that exists of the chain of an exact judge, the chain of the world of
+            ``bundle``, and the autoregressive network of ``bundle``.
         num_samples: Number of samples that will be drawn.
 
     Returns:
@@ -101,8 +101,9 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], named: Bundle | None) -> 
         )
     if source.autoregressive.length < bundle.network().length:
         raise UsageError(
-            f"the reference of a joint divergence has a context of whole sequences; that of bundle {source.name} has "
-            f"{source.autoregressive.length} tokens, sequences of {bundle.name} have {bundle.network().length}"
+            f"the reference of a joint divergence reads whole sequences; that of bundle {source.name} has a context of "
+            f"{source.autoregressive.length} tokens, sequences of {bundle.name} have {bundle.network().length}: train "
+            "its network with a larger data.length"
         )
     device = next(bundle.network().parameters()).device
     return JointReference(source.name, source.autoregressive.to(device))

@@ -15,7 +15,10 @@ from torch.nn import functional as F
 def token_entropy(tokens: Int[Tensor, "b l"]) -> Float[Tensor, " b"]:
     """Unigram entropy within each sequence, in nats, float64: between 0 (one token repeated) and log(l) (all distinct).
 
-    This is the entropy that MDLM (https://arxiv.org/abs/2406.07524), SDTT and DiDi-Instruct report, as its mean.
+    MDLM (https://arxiv.org/abs/2406.07524), SDTT and DiDi-Instruct report its mean over sequences.
+
+    Raises:
+        ValueError: there are no tokens.
     """
     rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
     counts = _counts(rows * _num_symbols(tokens) + tokens)
@@ -23,8 +26,12 @@ def token_entropy(tokens: Int[Tensor, "b l"]) -> Float[Tensor, " b"]:
 
 
 def corpus_entropy(tokens: Int[Tensor, "b l"]) -> float:
-    """Unigram entropy of all sequences pooled, in nats: falls when every sample is diverse but all are alike."""
-    return _pooled_entropy(tokens)
+    """Unigram entropy of all sequences pooled, in nats; low where all samples are alike, even if each is diverse.
+
+    Raises:
+        ValueError: there are no tokens.
+    """
+    return _pooled_entropy(_ngram_ids(tokens, 1))
 
 
 def bigram_entropy(tokens: Int[Tensor, "b l"]) -> float:
@@ -97,9 +104,9 @@ def self_bleu(tokens: Int[Tensor, "b l"], max_n: int = 4) -> float:
 
 def _ngram_ids(tokens: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b m"]:
     """An id for each n-gram, equal for equal n-grams; ids are renumbered for each length, so that none overflows."""
+    num_symbols = _num_symbols(tokens)
     if not 1 <= n <= tokens.shape[1]:
         raise ValueError(f"n must lie in [1, {tokens.shape[1]}], the length of the sequences; got {n}")
-    num_symbols = _num_symbols(tokens)
     ids = tokens.long()
     for step in range(1, n):
         ids = (ids[:, :-1] * num_symbols + tokens[:, step:]).unique(return_inverse=True)[1]
@@ -118,5 +125,5 @@ def _counts(keys: Int[Tensor, "b m"]) -> Float[Tensor, "b m"]:
 
 def _num_symbols(tokens: Int[Tensor, "b l"]) -> int:
     if not tokens.numel():
-        raise ValueError(f"entropies need at least one token; got tokens of shape {tuple(tokens.shape)}")
+        raise ValueError(f"diversity is measured on at least one token; got tokens of shape {tuple(tokens.shape)}")
     return int(tokens.max()) + 1

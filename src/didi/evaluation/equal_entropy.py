@@ -8,7 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.errors import UsageError
-from didi.evaluation.frontier import LEVEL, NAN_INTERVAL, NUM_RESAMPLES, Interval, Point, perplexity_at_entropy
+from didi.evaluation.frontier import (
+    LEVEL,
+    NAN_INTERVAL,
+    NUM_RESAMPLES,
+    Interval,
+    Point,
+    percentile_interval,
+    perplexity_at_entropy,
+)
 from didi.evaluation.perplexity import Scores
 
 MAX_OUTSIDE = 0.01
@@ -64,9 +72,7 @@ def ratio_at_equal_entropy(
     ratio = _ratio(*(_point(values.sum(0), len(values)) for values in sets))
     if ratios.isnan().double().mean() > MAX_OUTSIDE:
         return ratio, NAN_INTERVAL
-    tail = (1 - level) / 2
-    low, high = ratios.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return ratio, (low, high)
+    return ratio, percentile_interval(ratios, level=level)
 
 
 def _ratio(point: Point, *sweep: Point) -> float:

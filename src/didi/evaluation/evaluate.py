@@ -70,7 +70,7 @@ def evaluate(
             default is ``exact``, the exact judge of the bundle's world, if it has one, else ``smollm2-135m``.
         role: one role or several, or that of ``options``; by default the student if there is one, else the teacher.
         sampler: one sampler or several, or that of ``options``. The autoregressive role and the samplers
-            ``first-hitting`` and ``entropy-bounded`` ignore ``nfe`` and have one row.
+            ``first-hitting``, ``entropy-bounded`` and ``one-step`` ignore ``nfe`` and have one row.
         temperature: a sweep of temperatures, at the top-p of ``options``; if empty, that of ``options``.
         top_p: a sweep of top-p, at the temperature of ``options``; if empty, that of ``options``.
         seed: random seed of the samples.
@@ -86,6 +86,7 @@ def evaluate(
 
     Raises:
         UsageError: the bundle, the judge or an argument does not allow the evaluation.
+        DidiError: a judge cannot be read or reached, or a package that it needs is not installed.
     """
     sets = checked_sets(instance("bundle", bundle, Bundle), data, anchors)
     seed, num_samples = whole_number("seed", seed), whole_number("num_samples", num_samples, low=1)

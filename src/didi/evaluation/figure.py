@@ -20,7 +20,7 @@ ROLE_COLOURS = {
     "student": "#D55E00",
     "autoregressive": "#009E73",
     "data": "#595959",
-}  # Okabe and Ito: safe if colour-blind
+}  # Okabe and Ito: also distinguishable with colour blindness
 SPARE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A", "#7B68EE")
 SAMPLER_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))  # marker and dash
 

@@ -1,7 +1,7 @@
 """Perplexity at equal entropy, and percentile bootstrap intervals of the statistics in a report.
 
-A temperature trades entropy for perplexity, so models are compared at equal entropy. The temperature sweep of a model
-is a curve of perplexity against entropy, interpolated between its points and never extrapolated.
+A lower temperature lowers both perplexity and entropy, so models are compared at equal entropy. The temperature sweep
+of a model is a curve of perplexity against entropy, interpolated between its points and never extrapolated.
 
 Each bootstrapped statistic is a function of sums over sequences: a mean is sum / count, corpus perplexity
 exp(sum of NLL / sum of tokens). A resample of ``b`` sequences with replacement is then a row of multinomial counts
@@ -19,12 +19,15 @@ from torch import Tensor
 from didi.evaluation.perplexity import Scores
 
 NUM_RESAMPLES = 2000
-LEVEL = 0.95
-CHUNK_ELEMENTS = 1 << 24
+LEVEL = 0.95  # nominal coverage of intervals
+CHUNK_ELEMENTS = 2**24  # entries of a matrix of counts in memory, 128 MiB in float64
 
 Point = tuple[float, float]
+"""Entropy in nats, and perplexity."""
 Statistic = Callable[[Float[Tensor, "r c"]], Float[Tensor, " r"]]
+"""From the totals of r resamples to r values."""
 Interval = tuple[float, float]
+"""Lower and upper end."""
 NAN_INTERVAL: Interval = (math.nan, math.nan)
 """Interval of a metric that was not computed."""
 
@@ -110,8 +113,13 @@ def bootstrap_interval(
             1, draws, torch.ones((), dtype=torch.float64).expand_as(draws)
         )
         results.append(statistic(counts @ values))
+    return percentile_interval(torch.cat(results), level=level)
+
+
+def percentile_interval(replicates: Float[Tensor, " r"], *, level: float = LEVEL) -> Interval:
+    """The central ``level`` of bootstrap replicates, float64; NaN replicates are left out."""
     tail = (1 - level) / 2
-    low, high = torch.cat(results).nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = replicates.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
 
 

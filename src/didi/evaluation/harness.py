@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 else:
     try:
         from lm_eval.api.model import LM
-    except ImportError:  # the class works without the harness, which alone checks for its base class
+    except ImportError:  # only the harness itself needs its base class
         LM = object
 
 

@@ -9,7 +9,7 @@ third part, so that each sequence is scored by a network that was not trained on
 
 The estimate is therefore a lower bound of KL(p || q) in expectation: it lacks the part of the divergence that the
 network does not learn from the samples. If ``q`` is a network, the estimate is the divergence from that network, not
-from real text: errors of the network that samples and real text share cancel only as far as the fit keeps them.
+from real text. An error of ``q`` that the fit keeps cancels in the difference; one that the fit corrects adds to it.
 """
 
 import copy
@@ -29,7 +29,9 @@ from didi.evaluation.joint_chain import ChainFit
 from didi.models.autoregressive import AutoregressiveLM
 
 SCORED_TOKENS = 4096  # tokens scored in one pass, to bound memory
+WARM_UP_UPDATES = 20
 Reference = MarkovChain | AutoregressiveLM
+"""The distribution q."""
 
 
 class _Fit(Protocol):
@@ -50,9 +52,9 @@ class JointSettings:
         epochs: Passes over a fit's samples in its learning-rate schedule, which decays to 0.
         patience: Epochs without a lower stopping loss after which a fit ends.
         batch_size: Sequences in an update.
-        learning_rate: Initial learning rate of AdamW.
+        learning_rate: Learning rate of AdamW after ``WARM_UP_UPDATES`` of linear increase; the decay is a half cosine.
         weight_decay: Weight decay of AdamW.
-        seed: Random seed of initial weights, folds and order.
+        seed: Random seed of initial weights, folds, order and dropout.
     """
 
     folds: int = 4
@@ -213,7 +215,8 @@ def _check(tokens: Int[Tensor, "b l"], reference: Reference, settings: JointSett
         )
     if isinstance(reference, AutoregressiveLM) and reference.length < tokens.shape[1]:
         raise UsageError(
-            f"the reference of a joint divergence reads {reference.length} tokens; got sequences of {tokens.shape[1]}"
+            f"the reference of a joint divergence reads {reference.length} tokens; got sequences of {tokens.shape[1]}: "
+            "choose one with a longer context"
         )
 
 
@@ -236,7 +239,8 @@ def _fitted(
     )
     num_updates = settings.epochs * math.ceil(len(train) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 + math.cos(math.pi * step / num_updates)) / 2
+        optimizer,
+        lambda step: min(1.0, (step + 1) / WARM_UP_UPDATES) * (1 + math.cos(math.pi * step / num_updates)) / 2,
     )
     best, best_loss, num_worse = copy.deepcopy(network.state_dict()), float(_nll(network, stop).mean()), 0
     with torch.random.fork_rng():  # dropout draws from the global generator

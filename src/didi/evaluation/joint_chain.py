@@ -1,9 +1,9 @@
 """A likelihood fitted to samples that starts from a Markov chain: a transition table plus the logits of a small GPT-2.
 
-A sampler of few moves draws some neighbours independently of each other, which multiplies the probabilities of all rare
-transitions. A network learns this slowly; a table fits it directly. The table mixes the chain with the symbol
-frequencies of the samples, and this prior with the counts of transitions (as with a Dirichlet prior). The weights are
-chosen on held-out sequences, from a grid that includes the chain itself.
+A sampler of few moves draws some neighbours independently of each other, so that all rare transitions are much more
+frequent than in the chain. A network learns this slowly; a table fits it directly. The prior of the table is a mixture
+of the chain and the symbol frequencies of the samples, and is combined with the counts of transitions as a Dirichlet
+prior. The weights are chosen on held-out sequences, from a grid that includes the chain itself.
 """
 
 import itertools

@@ -25,7 +25,7 @@ class Likelihood:
     Attributes:
         nats: NLL per token in nats; an upper bound unless ``is_exact``.
         nats_ci: 95% bootstrap interval of ``nats`` over sequences.
-        noise: standard error of ``nats`` due to the random masks; 0 if ``is_exact``.
+        noise: standard error of ``nats`` due to the random masks, nats; 0 if ``is_exact``, NaN for a single mask.
         num_sequences: number of scored sequences.
         num_tokens: number of scored tokens.
         num_draws: number of random masks for each sequence; 1 if ``is_exact``.
@@ -68,7 +68,8 @@ def likelihood(
         network: a denoiser or an autoregressive network.
         process: diffusion process of the denoiser.
         rows: clean tokens.
-        num_draws: number of random masks of each sequence; their sizes are spread evenly over 1 to l.
+        num_draws: number of random masks of each sequence, whose sizes are spread evenly over 1 to l; in uniform-state
+            diffusion, of corruptions at evenly spread noise levels.
         batch_size: number of masked sequences in one pass.
         seed: random seed of the masks, which depend on the number of the row only, not on the batch size.
 

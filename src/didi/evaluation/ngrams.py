@@ -32,7 +32,7 @@ from didi.diffusion.noise import named_generator
 from didi.evaluation.frontier import NAN_INTERVAL, Interval
 
 Z_95 = 1.959964
-MIN_SEQUENCES = 4
+MIN_SEQUENCES = 4  # two in each half of the samples, for the jackknife
 MIN_NGRAMS_PER_CELL = 30  # observed n-grams for each possible n-gram
 NUM_NULL = 8  # sample sets of the chain from which the remaining bias is estimated
 

@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEVEL = 0.95
+from didi.evaluation.frontier import LEVEL
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure over seeds.
+    """Mean of a metric over training seeds, with its interval.
 
     Attributes:
         mean: Mean over the seeds.
@@ -32,13 +32,13 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95% t-interval of a metric.
 
     Args:
-        values: The figure, one value per seed.
+        values: One value of the metric per seed.
 
     Raises:
         ValueError: ``values`` is empty.
     """
     if not values:
-        raise ValueError("an estimate needs a seed or more")
+        raise ValueError("an estimate needs one value or more")
     mean, num = statistics.fmean(values), len(values)
     if num == 1:
         return Estimate(mean, math.nan, math.nan)
@@ -49,10 +49,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def geometric_estimate(values: Sequence[float]) -> Estimate:
-    """Geometric mean and 95% t-interval of a positive figure (a perplexity or a ratio), computed from its logarithm.
+    """Geometric mean and 95% t-interval of a positive metric (a perplexity or a ratio), computed from its logarithm.
 
     Args:
-        values: The figure, one positive value per seed.
+        values: One positive value of the metric per seed.
 
     Raises:
         ValueError: ``values`` is empty.

@@ -141,8 +141,8 @@ def _table(comparisons: Sequence[tuple[str, str, Comparison]]) -> str:
         rows.append([label, base_label, ratio, f"{comparison.p_value:.4f}", gap, *joint])
     lines = markdown_table(header, rows, num_left=2)
     lines.append(
-        "\nSamples of the same seed are compared pair by pair: p is that of no difference in perplexity "
-        f"({NUM_PERMUTATIONS:,} random swaps of pairs). A lower perplexity at a lower entropy is no gain by itself."
+        "\nSamples of the same seed are compared pair by pair: p is the p-value of equal perplexities "
+        f"({NUM_PERMUTATIONS:,} random swaps within pairs). A lower perplexity at a lower entropy is no gain by itself."
     )
     return "\n".join(lines) + "\n"
 

@@ -19,6 +19,7 @@ from didi.sampling.registry import (
 )
 
 PlannedRow = tuple[str, SamplingOptions, int]
+"""Label, sampling options and number of moves of a row."""
 
 
 def swept_options(
@@ -30,7 +31,7 @@ def swept_options(
         One set of options for each value; ``options`` alone without sweeps.
 
     Raises:
-        UsageError: a value is out of range, or a sweep would replace every use of a value that ``options`` set.
+        UsageError: a value is out of range, or no row would use a value of ``options`` because a sweep replaces it.
     """
     temperature, top_p = (listed("sweep", values, allows_none=True) for values in (temperature, top_p))
     for name, sweep, other in (("temperature", temperature, top_p), ("top_p", top_p, temperature)):
@@ -108,5 +109,5 @@ def _refuse_unread(
     reads = set().union(*(find_sampler(name, bundle.process.name).reads for name in names))
     for name in SETTINGS:
         if getattr(options, name) != getattr(SamplingOptions, name) and name not in reads:
-            readers = ", ".join(names) or "left-to-right sampling"
-            raise UsageError(f"none of {readers} reads {name}; leave it out or add its sampler")
+            problem = f"none of {', '.join(names)} reads" if names else "left-to-right sampling does not read"
+            raise UsageError(f"{problem} {name}; leave it out, or add a sampler that reads it")

@@ -17,7 +17,7 @@ from didi.evaluation.figure import frontier_figure, perplexity_figure
 from didi.evaluation.frontier import Interval
 from didi.evaluation.paired import comparison_table
 from didi.evaluation.perplexity import Scores
-from didi.evaluation.row import EvaluationRow, SampleSet, finite, varying_fields
+from didi.evaluation.row import WORDS, EvaluationRow, SampleSet, finite, varying_fields
 from didi.evaluation.sweeps import equal_entropy_table
 from didi.files import write_atomically
 from didi.markdown import aligned_table
@@ -46,19 +46,13 @@ img {{ max-width: min(100%, 44rem); }}
 
 # Footnote for rows with exact divergences.
 EXACT_NOTE = (
-    " KL is KL(sampler, data) and reverse KL is KL(data, sampler); they, total variation and joint entropy are sums "
-    "over all sequences, without sampling error, in nats a sequence."
+    " KL is KL(sampler, data), reverse KL is KL(data, sampler); both and the joint entropy are in nats a sequence. "
+    "These and the total variation are sums over all sequences, without sampling error."
 )
 # Wording, in a footnote, of the settings that all rows share; a setting that differs between rows becomes a column.
 SETTINGS = {
-    "seed": "seed {}",
-    "precision": "sampling in {}",
-    "temperature": "temperature {:g}",
-    "top_p": "top-p {:g}",
-    "grid": "{} time grid",
-    "num_samples": "{} samples",
-    "judge": "judge {}",
-    "machine": "{}",
+    name: (WORDS | {"precision": "sampling in {}", "machine": "{}"})[name]
+    for name in ("seed", "precision", "temperature", "top_p", "grid", "num_samples", "judge", "machine")
 }
 
 

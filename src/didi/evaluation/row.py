@@ -45,7 +45,8 @@ class EvaluationRow:
     """Metrics of one sample set; the fields are those of ``metrics.json``.
 
     Attributes:
-        role: ``student``, ``teacher``, ``autoregressive``, or ``data`` for real text (with ``nfe`` 0).
+        role: ``student``, ``teacher`` or ``autoregressive``; with ``nfe`` 0 ``data`` for real text, or the name of
+            another set that was not sampled, such as an anchor.
         sampler: Name of the sampler; empty if ``nfe`` is 0.
         nfe: Requested number of sampling steps; 0 for text that was not sampled.
         network_passes: Mean number of passes of the sampled network per sequence.

@@ -71,7 +71,8 @@ def compare(
         on_round: called before every round.
 
     Raises:
-        UsageError: a method needs a network that the bundle lacks.
+        UsageError: a method needs a network that the bundle lacks, a variant is not supported (``for_inference``), or
+            the system does not report peak memory.
     """
     bundles = {
         variant: for_inference(bundle, variant.numerics, is_compiled=variant.is_compiled) for variant in variants
@@ -131,7 +132,11 @@ def _row(
     peak_mib: float,
     traced: Trace | None,
 ) -> SpeedRow:
-    """The row of one method; ``floor`` is ``seconds`` for bare passes, and empty if they were not timed."""
+    """The row of one method.
+
+    ``floor`` is the list ``seconds`` itself for a method without bare passes (``floor_of``), and empty if the bare
+    passes were not timed.
+    """
     method, variant = entry
     return SpeedRow(
         method=method,

@@ -26,19 +26,21 @@ class SpeedRow:
     """Measurements of one method on one workload.
 
     Attributes:
-        method: a sampler; ``published``, the published algorithm; ``autoregressive``; or bare
-            network passes. ``trunk`` makes the trunk passes of ``ancestral``; ``passes`` adds the vocabulary head at
-            every predicted position; ``guided floor`` makes the trunk and discriminator passes of ``guided``, with a
-            second forward pass instead of each backward pass.
+        method: a sampler; ``published``, the published algorithm; ``autoregressive``; or bare network passes.
+            ``trunk`` makes the trunk passes of ``ancestral``; ``passes`` adds the vocabulary head at every predicted
+            position; ``guided floor`` makes the trunk and discriminator passes of ``guided``, with a second forward
+            pass instead of each backward pass.
         variant: numerics of the networks, and whether they are compiled.
         batch_size: number of sequences.
         length: number of positions.
         nfe: number of moves; the length for the autoregressive model.
         seconds: wall time of the batch in each round.
-        over_floor: time divided by the time of the bare passes in the same round; None for bare passes.
+        over_floor: time divided by the time of the bare passes in the same round; None for bare passes and the
+            autoregressive model, and if the bare passes were not timed.
         speedup: time of the published algorithm in the same round divided by this time; None if it was not timed.
         peak_mib: peak memory minus the memory before the run, MiB; NaN if it was not measured, as for bare passes.
-        shares: shares of the time spent in ``trunk``, ``head``, ``draw``, ``discriminator`` and the ``rest``.
+        shares: shares of the time spent in ``trunk``, ``head``, ``draw``, ``discriminator`` and the ``rest``; empty
+            unless the method is a sampler of this library.
     """
 
     method: str

@@ -176,7 +176,7 @@ class Trace:
     """Network passes of one run of a sampler.
 
     Attributes:
-        seconds: time spent in each part.
+        seconds: time spent in each part, in seconds.
         shapes: (network, number of rows, whether with gradients) of every pass, in order.
         head_rows: number of positions at which the vocabulary head was evaluated after each trunk pass.
         whole: wall time of the run in seconds.

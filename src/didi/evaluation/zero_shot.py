@@ -151,7 +151,7 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
     if not all(each.is_exact for each in likelihoods):
         noise = max(each.noise for each in likelihoods)
         num_draws = max(each.num_draws for each in likelihoods)
-        about.append(f"{num_draws} masks a sequence, of noise at most {noise:.3f} nats a token")
+        about.append(f"{num_draws} masks a sequence (standard error at most {noise:.3f} nats a token)")
     detokenised = list(dict.fromkeys(row.data for row in rows if row.is_detokenized))
     rules = f"Detokenised by the rules of MDLM: {', '.join(detokenised)}. " if detokenised else ""
     lines.append(

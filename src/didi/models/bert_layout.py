@@ -15,6 +15,7 @@ from didi.errors import UsageError
 from didi.models.bert import Bert, BertConfig
 from didi.models.checkpoint_keys import bare_keys
 from didi.models.convert import check_keys, float32_copies
+from didi.models.layout_settings import check_required, check_sizes, epsilon_of
 from didi.models.networks import without_weights
 from didi.models.proteins import ALPHABET, RESIDUES
 
@@ -81,17 +82,14 @@ def antiberty_from_state_dict(state_dict: Mapping[str, Tensor], settings: Mappin
     for name in (f"{DECODER}.weight", f"{DECODER}.bias"):
         weights.pop(name, None)
     network: Bert = without_weights(lambda: Bert(config))
-    check_keys(_public_shapes(network), weights, source="checkpoint of AntiBERTy")
+    check_keys(_public_shapes(network), weights, source="a checkpoint of AntiBERTy")
     network.load_state_dict(_from_public_names(float32_copies(weights), network), strict=True, assign=True)
     return network.requires_grad_(True).eval()
 
 
 def _config(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> BertConfig:
     """Sizes from the weights, which ``config.json`` must not contradict; other settings from ``config.json``."""
-    for name, value in REQUIRED.items():
-        setting = settings.get(name, value)
-        if setting != value and not (setting is None and value is False):
-            raise UsageError(f"a checkpoint of AntiBERTy has {name} {value} in config.json; got {setting!r:.80}")
+    check_required(settings, REQUIRED, source="a checkpoint of AntiBERTy")
     length, hidden_size = weights[POSITIONS].shape
     inner = weights.get("bert.encoder.layer.0.intermediate.dense.weight", torch.empty(4 * hidden_size, 0))
     sizes = {
@@ -101,24 +99,20 @@ def _config(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> BertC
         + max((int(match[1]) for name in weights if (match := BLOCK.fullmatch(name))), default=-1),
         "intermediate_size": inner.shape[0],
     }
-    for name, size in sizes.items():
-        if (given := settings.get(name, size)) != size:
-            raise UsageError(f"{name} in config.json is a size of the weights, {size}; got {given!r:.80}")
-    num_heads, epsilon = settings.get("num_attention_heads"), settings.get("layer_norm_eps", 1e-12)
+    check_sizes(settings, sizes)
+    num_heads = settings.get("num_attention_heads")
     if type(num_heads) is not int:
         raise UsageError(
             "num_attention_heads, a whole number, must be in config.json, since no tensor determines it; got "
             f"{num_heads!r:.80}: add it there"
         )
-    if type(epsilon) is not float or not 0 < epsilon < 1:
-        raise UsageError(f"layer_norm_eps in config.json is a number between 0 and 1; got {epsilon!r:.80}")
     return BertConfig(
         length=length,
         hidden_size=hidden_size,
         num_blocks=sizes["num_hidden_layers"],
         num_heads=num_heads,
         inner_size=inner.shape[0],
-        layer_norm_epsilon=epsilon,
+        layer_norm_epsilon=epsilon_of(settings, "layer_norm_eps", 1e-12),
     )
 
 
@@ -160,9 +154,8 @@ def _from_public_names(weights: Mapping[str, Tensor], network: Bert) -> dict[str
 
 
 def _public_names(network: Bert) -> list[tuple[str, str, int | None]]:
-    """Public name, name in the network, and which third of the tensor it is (None for the whole), of each layer."""
-    modules = [(public, name, None) for name, public in MODULES.items()]
-    layers: list[tuple[str, str, int | None]] = [*modules]
+    """Public name, name in the network, and third of the network's tensor (None: the whole), of each public tensor."""
+    layers: list[tuple[str, str, int | None]] = [(public, name, None) for name, public in MODULES.items()]
     for number in range(len(network.blocks)):
         layer, block = f"bert.encoder.layer.{number}.", f"blocks.{number}."
         layers += [(layer + public, f"{block}attn_qkv", part) for part, public in enumerate(QUERY_KEY_VALUE)]

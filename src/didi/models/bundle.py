@@ -64,7 +64,8 @@ class Bundle:
         discriminator: estimator of the log-ratio student over teacher, needed for guided sampling.
         autoregressive: baseline that samples one token per pass.
         tokenizer: tokenizer of texts; None for token sequences without texts.
-        process: diffusion process of all networks; masked diffusion with a log-linear schedule by default.
+        process: diffusion process of all networks; by default that of the first network with a log-linear schedule, see
+            ``bundle_fit.process_of``.
         intended_nfe: number of moves that the student is trained for, the largest of several; None if unknown.
         provenance: recipe, seed, data and machine of the run that made it.
         name: name or path from which it was loaded.

@@ -45,13 +45,13 @@ def dit_from_state_dict(
     """
     weights = bare_keys(state_dict)
     if is_tied:
-        if HEAD in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
+        if HEAD in weights and EMBEDDING in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
             raise UsageError(f"the head of a tied checkpoint is its embedding; {HEAD} differs: leave tied out")
         weights.setdefault(HEAD, weights.get(EMBEDDING, torch.empty(0)))
     config = _infer_config(weights, num_heads, mask_id, length, is_time_conditioned, is_uniform)
     with torch.device("meta"):
         network = DiT(config)
-    check_keys(network.state_dict(), weights, source="MDLM checkpoint")
+    check_keys(network.state_dict(), weights, source="an MDLM checkpoint")
     network.load_state_dict(_network_weights(weights), strict=True, assign=True)
     return network.requires_grad_(True)
 
@@ -82,7 +82,7 @@ def discriminator_from_state_dict(
     with torch.device("meta"):
         network = Discriminator(DiscriminatorConfig(**vars(shape)))
     expected = {name.removeprefix(TRUNK): value for name, value in network.state_dict().items()}
-    check_keys(expected, weights, source="discriminator checkpoint")
+    check_keys(expected, weights, source="a discriminator checkpoint")
     weights = _network_weights(weights)
     for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
         weights[LAST_LAYER + name].neg_()  # u too: the norm u W v in W / (u W v) must stay positive
@@ -143,6 +143,11 @@ def averaged_weights(
 def check_keys(expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], *, source: str) -> None:
     """Refuse a state dict whose keys or shapes differ from ``expected``.
 
+    Args:
+        expected: tensors with the expected names and shapes.
+        state_dict: the state dict to check.
+        source: name of the state dict in messages, with an article.
+
     Raises:
         UsageError: a key is missing, extra or has another shape; the message names all of them.
     """
@@ -154,7 +159,7 @@ def check_keys(expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor],
         if name in state_dict and state_dict[name].shape != value.shape
     ]
     if problems:
-        raise UsageError(f"every key of a {source} is used and has its shape; {'; '.join(problems)}")
+        raise UsageError(f"every key of {source} is used and has its shape; {'; '.join(problems)}")
 
 
 def float32_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

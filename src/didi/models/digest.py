@@ -9,7 +9,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def tensors_digest(structure: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a description and of named tensors, hexadecimal; of tensors without values only the names count."""
+    """SHA-256 of a description and of tensors in the order of their names, hexadecimal.
+
+    Args:
+        structure: text that goes into the digest before the values, such as the names and shapes.
+        tensors: the tensors by name; of a tensor without values only the name counts.
+    """
     hasher = hashlib.sha256(structure.encode())
     for name in sorted(tensors):
         if isinstance(tensors[name], FakeTensor):  # in a dry run

@@ -24,12 +24,12 @@ TRAINING_MASK_RATIO = 0.15 * 0.8
 class Esm2Config(ProteinConfig):
     """Shape of an ESM-2; the defaults are the 150M network.
 
-    Rotary positions have no limit, so that ``length`` has no weights. Dropout acts on both residual branches.
+    Positions are rotary, so that no weight depends on ``length``. Dropout acts on both residual branches.
 
     Attributes:
         conv_radius: neighbours on either side that a residual depthwise convolution before each block reads; 0 for no
             convolution, as in the public checkpoints.
-        has_token_dropout: whether embeddings of masks are zero and other embeddings are scaled by the share of visible
+        has_token_dropout: whether embeddings of masks are zero and other embeddings are divided by the share of visible
             positions in the sequence, relative to that in ESM-2's training.
 
     Raises:

@@ -4,7 +4,6 @@ Sizes follow from the tensors. ``config.json`` provides settings that tensors do
 epsilon, token dropout and whether the head is tied to the embedding.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from didi.models.checkpoint_keys import bare_keys
 from didi.models.convert import check_keys, float32_copies
 from didi.models.esm2 import SIZES, Esm2, Esm2Config
 from didi.models.layers import Rotary
+from didi.models.layout_settings import check_required, check_sizes, epsilon_of
 from didi.models.networks import without_weights
 from didi.models.proteins import MASK_ID, PAD_ID
 from didi.models.untrusted import MAX_INT
@@ -82,7 +82,7 @@ def esm2_from_state_dict(
     if EMBEDDING not in weights or weights[EMBEDDING].ndim != 2:
         problem = f"got shape {list(weights[EMBEDDING].shape)}" if EMBEDDING in weights else f"missing {EMBEDDING}"
         raise UsageError(f"an ESM-2 checkpoint holds the matrix {EMBEDDING}, from which sizes are read; {problem}")
-    _check_settings(settings)
+    check_required(settings, REQUIRED, source="an ESM-2 checkpoint")
     config = _config(weights, settings, num_heads, length)
     if config.is_tied:
         weights.pop(DECODER, None)
@@ -90,7 +90,7 @@ def esm2_from_state_dict(
     _check_frequencies(weights, config)
     weights = {name: value for name, value in weights.items() if not FREQUENCIES.fullmatch(name)}
     expected = to_public_names(network.state_dict())
-    check_keys(expected, weights, source="ESM-2 checkpoint")
+    check_keys(expected, weights, source="an ESM-2 checkpoint")
     renamed = _from_public_names(float32_copies(weights))
     # Some files have rounded frequencies; training used the exact ones.
     renamed["rotary_emb.inv_freq"] = Rotary(config.hidden_size // config.num_heads).inv_freq
@@ -146,13 +146,6 @@ def _without_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    for name, value in REQUIRED.items():
-        setting = settings.get(name, value)
-        if setting != value and not (setting is None and value is False):
-            raise UsageError(f"an ESM-2 checkpoint has {name} {value} in config.json; got {setting!r:.80}")
-
-
 def _config(
     weights: Mapping[str, Tensor], settings: Mapping[str, Any], num_heads: int | None, length: int | None
 ) -> Esm2Config:
@@ -161,9 +154,7 @@ def _config(
     inner = weights.get("esm.encoder.layer.0.intermediate.dense.weight", torch.empty(4 * hidden_size, 0))
     num_blocks = 1 + max((int(match[1]) for name in weights if (match := BLOCK.fullmatch(name))), default=-1)
     sizes = {"vocab_size": vocab_size, "hidden_size": hidden_size, "intermediate_size": inner.shape[0]}
-    for name, size in sizes.items():
-        if (given := settings.get(name, size)) != size:
-            raise UsageError(f"{name} in config.json is a size of the weights, {size}; got {given!r:.80}")
+    check_sizes(settings, sizes)
     for name, number in {"mask_token_id": MASK_ID, "pad_token_id": PAD_ID}.items():
         if (given := settings.get(name, number)) not in (number, None):
             raise UsageError(f"{name} in config.json is {number} in the vocabulary of ESM-2; got {given!r:.80}")
@@ -176,7 +167,7 @@ def _config(
         num_blocks=_whole("num_hidden_layers", settings.get("num_hidden_layers", num_blocks), high=len(weights)),
         num_heads=_num_heads(hidden_size, num_blocks, settings, num_heads),
         inner_size=inner.shape[0],
-        layer_norm_epsilon=_epsilon(settings),
+        layer_norm_epsilon=epsilon_of(settings, "layer_norm_eps", 1e-5),
         is_tied=_is_tied(weights, settings),
         has_token_dropout=bool(settings.get("token_dropout", not settings)),
     )
@@ -219,13 +210,6 @@ def _check_frequencies(weights: Mapping[str, Tensor], config: Esm2Config) -> Non
                 f"rotary frequencies are 10000^(-2i/d) with d = {2 * len(exact)} dimensions per head; {name} differs: "
                 "check num_attention_heads in config.json"
             )
-
-
-def _epsilon(settings: Mapping[str, Any]) -> float:
-    epsilon = settings.get("layer_norm_eps", 1e-5)
-    if type(epsilon) not in (int, float) or not 0 < epsilon < math.inf:
-        raise UsageError(f"layer_norm_eps in config.json is a number above 0; got {epsilon!r:.80}")
-    return float(epsilon)
 
 
 def _whole(name: str, value: Any, *, high: int = MAX_INT) -> int:

@@ -4,7 +4,6 @@ Sizes follow from the tensors. ``config.json`` provides settings that tensors do
 activation, epsilon, the begin-of-text token and whether the head is tied to the embedding.
 """
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from didi.models.autoregressive import Activation, AutoregressiveConfig, Autoreg
 from didi.models.checkpoint_keys import bare_keys
 from didi.models.convert import check_keys, float32_copies
 from didi.models.foreign import Checkpoint, find_weights, read_weights, settings_beside
+from didi.models.layout_settings import check_required, epsilon_of
 from didi.models.networks import without_weights
 
 HUB_NAMES = {
@@ -28,8 +28,13 @@ PREFIX, HEAD = "transformer.", "lm_head.weight"
 EMBEDDING, POSITIONS, INNER = (f"{PREFIX}{name}.weight" for name in ("wte", "wpe", "h.0.mlp.c_fc"))
 CAUSAL_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # constants in older files
 END_OF_TEXT, NUM_SYMBOLS = 50_256, 50_257  # of the public GPT-2
-REQUIRED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-"""Settings that affect the network and are not supported, with their only accepted values."""
+REQUIRED = {
+    "model_type": "gpt2",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+"""Settings that affect the network, with the only supported values."""
 SIZES = {  # setting: names in config.json, and the tensor and axis with this size
     "vocab_size": (("vocab_size",), EMBEDDING, 0),
     "length": (("n_positions", "max_position_embeddings"), POSITIONS, 0),
@@ -83,7 +88,7 @@ def gpt2_from_state_dict(
         if name not in weights or weights[name].ndim != 2:
             problem = f"got shape {list(weights[name].shape)}" if name in weights else f"missing {name}"
             raise UsageError(f"a GPT-2 checkpoint holds the matrix {name}, from which sizes are read; {problem}")
-    _check_settings(settings)
+    check_required(settings, REQUIRED, source="a GPT-2 checkpoint")
     is_tied = is_tied or _is_tied(weights, settings)
     if is_tied and not _is_head_embedding(weights):
         raise UsageError(
@@ -98,7 +103,7 @@ def gpt2_from_state_dict(
     check_keys(
         {name.removeprefix(root): value for name, value in network.state_dict().items()},
         weights,
-        source="GPT-2 checkpoint",
+        source="a GPT-2 checkpoint",
     )
     renamed = {root + name: value for name, value in float32_copies(weights).items()}
     network.load_state_dict(renamed, strict=True, assign=True)
@@ -110,14 +115,6 @@ def _with_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     has_prefix = any(name.startswith(PREFIX) for name in weights)
     named = {name if has_prefix or name == HEAD else PREFIX + name: value for name, value in weights.items()}
     return {name: value for name, value in named.items() if not CAUSAL_MASK.fullmatch(name)}
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    if (kind := settings.get("model_type", "gpt2")) != "gpt2":
-        raise UsageError(f"a GPT-2 checkpoint has model_type gpt2 in config.json; got {kind!r:.80}")
-    for name, value in REQUIRED.items():
-        if (given := settings.get(name, value)) != value:
-            raise UsageError(f"a GPT-2 is converted if {name} in config.json is {value}; got {given!r:.80}")
 
 
 def _is_tied(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> bool:
@@ -152,7 +149,7 @@ def _config(
         begin_id=_begin_id(settings, vocab_size),
         is_tied=is_tied,
         activation=_activation(settings),
-        layer_norm_epsilon=_epsilon(settings),
+        layer_norm_epsilon=epsilon_of(settings, "layer_norm_epsilon", 1e-5),
     )
 
 
@@ -193,10 +190,3 @@ def _activation(settings: Mapping[str, Any]) -> Activation:
         )
     activation: Activation = name
     return activation
-
-
-def _epsilon(settings: Mapping[str, Any]) -> float:
-    epsilon = settings.get("layer_norm_epsilon", 1e-5)
-    if type(epsilon) not in (int, float) or not 0 < epsilon < math.inf:
-        raise UsageError(f"layer_norm_epsilon in config.json is a number above 0; got {epsilon!r:.80}")
-    return float(epsilon)

@@ -6,10 +6,9 @@ each move, so that a move has the distribution
 
 .. math:: p(z_s | z_t) = E_c \prod_l p_\theta(z_s^l | z_t, c), \qquad c^l \sim U\{0, .., C - 1\}.
 
-Di4C (Hayakawa et al. 2024, https://arxiv.org/abs/2410.08709) has a single latent for each sequence. In
-the state of masks only, all positions of a transformer with relative positions are equivalent. With a single latent the
-first move draws all tokens of a sequence independently from one distribution; with a code for each position the
-distributions differ.
+Di4C (Hayakawa et al. 2024, https://arxiv.org/abs/2410.08709) has a single latent for each sequence. In the fully masked
+state, all positions of a transformer with relative positions are equivalent. With a single latent the first move draws
+all tokens of a sequence independently from one distribution; with a code for each position the distributions differ.
 """
 
 from typing import Any

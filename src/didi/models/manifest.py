@@ -79,7 +79,7 @@ def read_manifest(path: Path) -> Manifest:
     types = _TYPES[version]
     optional = {name: values.pop(name, None) for name in _OPTIONAL if version == FORMAT_VERSION}
     if set(values) != set(types):
-        raise UsageError(f"{file} holds exactly {', '.join(types)}")
+        raise UsageError(f"{file} holds exactly {', '.join(types)}; got {reprlib.repr(sorted(values))}")
     for key, kind in types.items():
         if not isinstance(values[key], kind) or isinstance(values[key], bool):
             name = getattr(kind, "__name__", str(kind))

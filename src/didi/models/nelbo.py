@@ -22,7 +22,7 @@ def nelbo_draws(
     num_draws: int,
     generators: Sequence[torch.Generator],
 ) -> Float[Tensor, "b d"]:
-    """Unbiased estimates of the NELBO of each sequence in nats, float64; one network pass for all of them.
+    """Estimates of the NELBO of each sequence in nats, float64, whose mean is unbiased; one network pass for all.
 
     A network without noise level reads equal corrupted sequences once. These are frequent if few positions are free, or
     if sequences share a context and all other positions are masked.

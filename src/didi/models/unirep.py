@@ -71,16 +71,17 @@ class UniRep(nn.Module):
         return -log_probs.gather(2, (tokens - 1).clamp(min=0)[..., None]).squeeze(2)
 
     def _states(self, layer: int, rows: Float[Tensor, "n e"], places: Int[Tensor, "b l"]) -> Float[Tensor, "b l u"]:
-        """Hidden states of a layer; its inputs are ``rows[places]``, and all products with them are made at first."""
+        """Hidden states of a layer; its inputs are ``rows[places]``, whose matrix products are computed first."""
         wmx, wmh, wx, wh, bias = (getattr(self, f"{name}{layer}") for name in (*MATRICES, "b"))
         of_input, gates_of_input = rows @ wmx, torch.addmm(bias, rows, wx)
         hidden = cell = rows.new_zeros(len(places), len(wmh))
         states = rows.new_empty(*places.shape, len(wmh))
         for position, place in enumerate(places.unbind(1)):
             product = of_input[place] * (hidden @ wmh)
-            entering, kept, shown, update = torch.addmm(gates_of_input[place], product, wh).chunk(4, dim=1)
-            cell = kept.sigmoid() * cell + entering.sigmoid() * update.tanh()
-            hidden = shown.sigmoid() * cell.tanh()
+            gates = torch.addmm(gates_of_input[place], product, wh)
+            input_gate, forget_gate, output_gate, update = gates.chunk(4, dim=1)
+            cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * update.tanh()
+            hidden = output_gate.sigmoid() * cell.tanh()
             states[:, position] = hidden
         return states
 

@@ -11,13 +11,15 @@ from didi.errors import UsageError
 
 @dataclass(frozen=True)
 class ExactDivergences:
-    """Divergences of the distribution p of a sampler from the distribution q of the data, nats a sequence.
+    """Divergences of the distribution p of a sampler from the distribution q of the data.
 
     Attributes:
-        kl: KL(p || q); infinite if p draws a sequence of probability 0 under q. Dominated by unlikely samples.
-        reverse_kl: KL(q || p); infinite if p never draws a sequence of q. Dominated by missing sequences.
+        kl: KL(p || q), nats a sequence; infinite if p draws a sequence of probability 0 under q. Dominated by samples
+            that are unlikely under q.
+        reverse_kl: KL(q || p), nats a sequence; infinite if p never draws a sequence of q. Dominated by sequences that
+            are too rare under p.
         total_variation: half the sum of absolute differences, in [0, 1].
-        joint_entropy: entropy of p over whole sequences, nats.
+        joint_entropy: entropy of p over whole sequences, nats a sequence.
         note: which part of p is estimated rather than exact; empty if none.
     """
 

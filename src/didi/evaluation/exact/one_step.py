@@ -20,7 +20,7 @@ from didi.evaluation.exact.sampler import CHUNK, network_device
 from didi.sampling.one_step import OneStep
 
 NOISE_ROWS = 2**16
-"""Least number of network rows over which embedding noise is averaged: seconds at 7 positions."""
+"""Least number of network rows over which embedding noise is averaged; takes seconds at 7 positions."""
 
 
 def noise_draws(num_states: int) -> int:

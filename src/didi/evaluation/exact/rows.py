@@ -32,6 +32,7 @@ from didi.sampling.token_distribution import TokenDistribution
 from didi.sampling.uniform_guided import UniformGuided
 
 Predictions = Callable[[Float[Tensor, ""]], Table]
+"""From a time to the predictions of a network."""
 KEPT_TABLES = 16  # cached tables of a time-conditioned network; 17 MB each at 4 symbols and 7 positions
 
 
@@ -70,8 +71,8 @@ class ExactRows:
     def distribution(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, " c"] | None:
         """Probability of every clean sequence, float64, or None where the distribution cannot be enumerated.
 
-        It can for at most ``MAX_STATES`` states, at any time grid, temperature and top-p, for these samplers: in masked
-        diffusion, ancestral sampling, tau-leaping, one-step sampling and guided sampling that draws among its
+        Up to ``MAX_STATES`` states are enumerated, at any time grid, temperature and top-p, for these samplers: in
+        masked diffusion, ancestral sampling, tau-leaping, one-step sampling and guided sampling that draws among its
         candidates; in uniform-state diffusion, its samplers and guided sampling that draws among its candidates; the
         samplers of score networks. Embedding noise (``one_step``) and latent codes (``latent``) are averaged over
         draws; guided sampling with latent codes is not supported.

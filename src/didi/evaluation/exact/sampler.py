@@ -21,6 +21,7 @@ from didi.sampling.base import features_at
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Table = Float[Tensor, "n l v"]
+"""Distribution of the clean token at every position of every state, float64."""
 CHUNK = 4096  # states in one pass of a network
 
 

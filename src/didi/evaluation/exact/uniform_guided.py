@@ -25,6 +25,7 @@ from didi.evaluation.exact.states import all_states
 from didi.sampling.uniform_guided import UniformGuided
 
 Times = tuple[Float[Tensor, ""], Float[Tensor, ""]]
+"""Times t and s < t of a move from t to s."""
 ROWS = 256  # states z whose transition probabilities P(z, y) are in memory at the same time
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.data.protein import is_protein_tokenizer
-from didi.data.protein_batches import FRAME, canvas_of_rows, protein_rows
+from didi.data.protein_batches import FRAME, protein_canvas
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.protein.interface import ResidueScores
@@ -75,7 +75,7 @@ class OrderJudge:
         """Negative log-likelihood of each residue of each protein in nats, float64."""
         device, found = next(self._network.parameters()).device, []
         for begin in range(0, len(sequences), BATCH):
-            canvas = canvas_of_rows(protein_rows(sequences[begin : begin + BATCH])).to(device)
+            canvas = protein_canvas(sequences[begin : begin + BATCH]).to(device)
             terms = self._network.nll(canvas.tokens).double()
             found += [nats[is_free].cpu() for nats, is_free in zip(terms, canvas.is_free, strict=True)]
         return found

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.errors import UsageError
-from didi.evaluation.frontier import LEVEL, NAN_INTERVAL, NUM_RESAMPLES, Interval
+from didi.evaluation.frontier import NAN_INTERVAL, NUM_RESAMPLES, Interval, percentile_interval
 from didi.evaluation.over_seeds import estimate
 
 ENTROPY_TOLERANCE = 0.02
@@ -39,7 +39,7 @@ class SetComparison:
 
     Attributes:
         difference: mean score of the students minus that of the teacher.
-        difference_ci: its 95% bootstrap interval; the sequences of each set are resampled by themselves.
+        difference_ci: its 95% bootstrap interval; the sequences of each set are resampled independently.
         seeds_ci: its 95% t-interval over the students; NaN for a single student.
         entropy_ratio: mean residue entropy of the students over that of the teacher.
         entropy_ratio_ci: its 95% bootstrap interval.
@@ -74,14 +74,14 @@ class SetComparison:
 
     @property
     def is_as_novel(self) -> bool | None:
-        """Whether the students are no nearer to training proteins beyond the interval; None where not measured."""
+        """False if the students are nearer to training proteins beyond the interval; None where not measured."""
         return None if math.isnan(self.identity_difference) else self.identity_difference_ci[0] <= 0
 
     @property
     def is_as_diverse(self) -> bool:
-        """Whether the sequences of a set of the students are no nearer to each other beyond the interval.
+        """False if sequences of the students are nearer to each other than the teacher's, beyond the interval.
 
-        True too if all sequences of the teacher are equal, where the ratio is NaN.
+        True also if all sequences of the teacher are equal, where the ratio is NaN.
         """
         return not self.distance_ratio_ci[1] < 1
 
@@ -114,9 +114,8 @@ def compare_sets(
         draws = [_resampled_means(sets, torch.Generator().manual_seed(seed + n)) for n, sets in enumerate(sides)]
         means = [_mean(sets) for sets in sides]
         found = draws[0] / draws[1] if is_ratio else draws[0] - draws[1]
-        tail = (1 - LEVEL) / 2
-        low, high = found.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-        return (means[0] / means[1] if means[1] else math.nan) if is_ratio else means[0] - means[1], (low, high)
+        value = (means[0] / means[1] if means[1] else math.nan) if is_ratio else means[0] - means[1]
+        return value, percentile_interval(found)
 
     difference, difference_ci = compared(lambda scored: scored.scores, is_ratio=False)
     base = _mean([scored_set.scores for scored_set in teacher])

@@ -30,8 +30,10 @@ def control_sets(natural: Sequence[str], *, seed: int = 0) -> dict[str, list[str
     Raises:
         UsageError: there is no protein, or a protein has a letter that is not a standard residue.
     """
-    if not natural or not set("".join(natural)) <= set(RESIDUES):
-        raise UsageError(f"controls are made of one protein or more of the residues {RESIDUES}; got {len(natural)}")
+    others = "".join(sorted(set("".join(natural)) - set(RESIDUES)))
+    if not natural or others:
+        found = f"the letters {others!r}: leave these proteins out" if others else "none"
+        raise UsageError(f"controls are made of one protein or more of the residues {RESIDUES}; got {found}")
     numbered = list(enumerate(natural))
     return {
         NATURAL: list(natural),

@@ -23,7 +23,7 @@ class EsmFoldJudge:
     Args:
         model: an ``EsmForProteinFolding``; put in eval mode.
         name: name of the judge in reports.
-        max_batch_residues: most residues of a batch, padding included; a batch has at least one protein.
+        max_batch_residues: largest number of residues in a batch, padding included; a batch has at least one protein.
     """
 
     unit, is_higher_better = "pLDDT", True

@@ -19,7 +19,7 @@ from didi.models.proteins import RESIDUES
 
 IGFOLD = "igfold"
 LONGEST = 510
-"""Most residues of a chain: the learned positions of AntiBERTy without the begin and end symbols."""
+"""Largest number of residues of a chain: AntiBERTy has 512 positions, two of them for the begin and end symbols."""
 NUM_BACKBONE_ATOMS, ALPHA_CARBON = 3, 1
 """The atoms of a residue are N, the alpha carbon, C and others."""
 QUANTILE = 0.9

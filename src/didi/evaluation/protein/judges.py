@@ -107,6 +107,7 @@ def check_judge(judge: ProteinJudge, controls: Mapping[str, Sequence[str]]) -> l
     """Check that a judge orders the controls, and return the comparisons.
 
     Raises:
+        UsageError: see ``comparisons``.
         DidiError: the judge does not order the controls, so its scores of samples are meaningless.
     """
     results = comparisons(judge, controls)

@@ -18,7 +18,7 @@ PAIRS_TOGETHER = 4096
 
 
 def residue_entropies(sequences: Sequence[str]) -> Float[Tensor, " n"]:
-    """Entropy of the residues within each sequence in nats, float64: 0 for one repeated residue, log(20) at most.
+    """Entropy of the residues within each sequence in nats, float64; at most log(20) for standard residues.
 
     Raises:
         UsageError: a sequence is empty.
@@ -36,7 +36,11 @@ def corpus_residue_entropy(sequences: Sequence[str]) -> float:
 
 
 def duplicate_share(sequences: Sequence[str]) -> float:
-    """Share of the sequences that are equal to an earlier one, in [0, 1)."""
+    """Share of the sequences that are equal to an earlier one, in [0, 1).
+
+    Raises:
+        UsageError: there is no sequence, or one is empty.
+    """
     return 1 - len(set(_checked(sequences))) / len(sequences)
 
 
@@ -51,6 +55,7 @@ def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> flo
         identity: smallest sequence identity within a cluster, in (0, 1].
 
     Raises:
+        UsageError: there is no sequence, or one is empty.
         DidiError: mmseqs2 is missing or fails.
     """
     clusters = clusters_of(_checked(sequences), identity=identity, masks_repeats=False)
@@ -101,6 +106,7 @@ def nearest_training_identities(sequences: Sequence[str], training: Sequence[str
     A lower identity means a more novel sequence. Random sequences are novel too, so report it with a judge's score.
 
     Raises:
+        UsageError: there is no sequence, or one is empty.
         DidiError: mmseqs2 is missing or fails.
     """
     return torch.tensor(nearest_identities(_checked(sequences), training), dtype=torch.float64)

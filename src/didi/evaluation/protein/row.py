@@ -44,8 +44,8 @@ class ProteinRow:
         score: mean score.
         score_ci: its 95% bootstrap interval.
         network_passes: mean number of passes of the sampled network for a sequence; NaN if it is not known.
-        discriminator_passes: mean number of discriminator passes for a sequence, backward-to-input passes included; NaN
-            if it is not known.
+        discriminator_passes: mean number of discriminator passes for a sequence, backward passes included; NaN if it is
+            not known.
     """
 
     name: str

@@ -22,7 +22,7 @@ UNITS = (64, 256, 1900)
 """Units of a layer of the published networks."""
 BATCH = 64
 MAX_BATCH_RESIDUES = 64 * 256
-"""Most residues of a batch of several proteins, padding included."""
+"""Largest number of residues in a batch of several proteins, padding included."""
 
 
 class UniRepJudge:
