@@ -64,7 +64,8 @@ class Bundle:
         discriminator: estimator of the log-ratio student over teacher, needed for guided sampling.
         autoregressive: baseline that samples one token per pass.
         tokenizer: tokenizer of texts; None for token sequences without texts.
-        process: diffusion process of all networks; masked diffusion with a log-linear schedule by default.
+        process: diffusion process of all networks. The default fits the first network: masked diffusion if it has a
+            [MASK], else uniform-state diffusion, with a log-linear schedule.
         intended_nfe: number of moves that the student is trained for, the largest of several; None if unknown.
         provenance: recipe, seed, data and machine of the run that made it.
         name: name or path from which it was loaded.
@@ -77,7 +78,7 @@ class Bundle:
     discriminator: Discriminator | None = None
     autoregressive: AutoregressiveLM | None = None
     tokenizer: Tokenizer | None = None
-    process: Process = field(default_factory=lambda: _UNKNOWN)
+    process: Process = _UNKNOWN
     intended_nfe: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
@@ -179,7 +180,7 @@ class Bundle:
         return str(commit)
 
     def to(self, device: torch.device | str) -> "Bundle":
-        """Move every network to a device, in place."""
+        """Move every network to a device, in place, and return the bundle."""
         for network in self.networks().values():
             network.to(device)
         return self
@@ -191,7 +192,11 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
     Args:
         bundle: the bundle, with at least one network.
         path: the folder; an existing bundle is replaced.
-        dtype: data type of the stored weights, see ``stored_weights``; loading always gives float32.
+        dtype: data type of the stored weights: ``float32``, ``float64``, ``float16`` or ``bfloat16``; loading always
+            gives float32.
+
+    Returns:
+        The folder.
 
     Raises:
         UsageError: the bundle is empty, ``path`` exists and is not a bundle, or ``dtype`` cannot represent a weight.
@@ -222,9 +227,14 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
 
 @with_torch_defaults
 def load(name: Path | str) -> Bundle:
-    """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
+    """Load a bundle that is part of the package, or from a folder or the Hub.
 
-    ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder.
+    Args:
+        name: a bundled name, such as ``tiny-news``; a folder; or a repository of the Hub, ``owner/name`` or
+            ``owner/name@revision``. ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder.
+
+    Returns:
+        The bundle, with float32 weights on the CPU and networks in evaluation mode.
 
     Raises:
         UsageError: the name is unknown or ambiguous, or the folder is not a complete bundle of this format.
