@@ -84,9 +84,6 @@ def evaluate(
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
 
-    Returns:
-        The metrics, a row for each set and judge.
-
     Raises:
         UsageError: the bundle, the judge or an argument does not allow the evaluation.
     """

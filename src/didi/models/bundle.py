@@ -64,8 +64,8 @@ class Bundle:
         discriminator: estimator of the log-ratio student over teacher, needed for guided sampling.
         autoregressive: baseline that samples one token per pass.
         tokenizer: tokenizer of texts; None for token sequences without texts.
-        process: diffusion process of all networks. The default fits the first network: masked diffusion if it has a
-            [MASK], else uniform-state diffusion, with a log-linear schedule.
+        process: diffusion process of all networks; by default that of the first network with a log-linear schedule, see
+            ``bundle_fit.process_of``.
         intended_nfe: number of moves that the student is trained for, the largest of several; None if unknown.
         provenance: recipe, seed, data and machine of the run that made it.
         name: name or path from which it was loaded.
@@ -187,16 +187,12 @@ class Bundle:
 
 
 def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a bundle to a folder atomically: a failed save leaves no incomplete folder.
+    """Write a bundle to a folder and return the folder. A failed save leaves no incomplete folder.
 
     Args:
         bundle: the bundle, with at least one network.
         path: the folder; an existing bundle is replaced.
-        dtype: data type of the stored weights: ``float32``, ``float64``, ``float16`` or ``bfloat16``; loading always
-            gives float32.
-
-    Returns:
-        The folder.
+        dtype: type of the stored weights: float32, float64, float16 or bfloat16; loading always gives float32.
 
     Raises:
         UsageError: the bundle is empty, ``path`` exists and is not a bundle, or ``dtype`` cannot represent a weight.
@@ -227,14 +223,10 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
 
 @with_torch_defaults
 def load(name: Path | str) -> Bundle:
-    """Load a bundle that is part of the package, or from a folder or the Hub.
+    """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
 
-    Args:
-        name: a bundled name, such as ``tiny-news``; a folder; or a repository of the Hub, ``owner/name`` or
-            ``owner/name@revision``. ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder.
-
-    Returns:
-        The bundle, with float32 weights on the CPU and networks in evaluation mode.
+    ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder. The returned networks are on the CPU, in
+    float32 and in evaluation mode.
 
     Raises:
         UsageError: the name is unknown or ambiguous, or the folder is not a complete bundle of this format.

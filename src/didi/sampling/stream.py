@@ -87,11 +87,8 @@ def stream(
 ) -> Iterator[Move]:
     """Sample from a bundle and yield the state after every move; the last move of a batch holds its finished sequences.
 
-    Arguments are those of ``generate``; they are checked at the call, before the first move. Each process of a
-    distributed run yields the moves of its own sequences.
-
-    Yields:
-        A ``Move`` after every move of every batch, one batch after the other.
+    Each process of a distributed run yields the moves of its own sequences. Arguments are those of ``generate``; they
+    are checked at the call, before the first move.
 
     Raises:
         UsageError: an argument is invalid or does not fit the bundle.
