@@ -225,8 +225,8 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
 def load(name: Path | str) -> Bundle:
     """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
 
-    ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder. The returned networks are on the CPU, in
-    float32 and in evaluation mode.
+    ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder. The returned networks are on the CPU,
+    in float32 and in evaluation mode.
 
     Raises:
         UsageError: the name is unknown or ambiguous, or the folder is not a complete bundle of this format.
