@@ -1,4 +1,4 @@
-"""The table of reports in docs/reliability.md, from ``tests/reports/*.yaml``.
+"""The table of reports in docs/reported-problems.md, from ``tests/reports/*.yaml``.
 
     python benchmarks/reports.py page
 
@@ -65,7 +65,7 @@ def _cell(text: str) -> str:
 
 
 def page(_: argparse.Namespace) -> None:
-    renew(DOCS / "reliability.md", "reports.py", table(reports()))
+    renew(DOCS / "reported-problems.md", "reports.py", table(reports()))
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Every report in docs/reliability.md names tests that exist and run, and the page shows what the files say."""
+"""Every report in docs/reported-problems.md names tests that exist and run, and the page shows what the files say."""
 
 import reports
 
@@ -11,7 +11,7 @@ def test_every_report_names_a_test_that_is_run():
 
 
 def test_the_page_shows_the_reports():
-    assert "\n".join(reports.table(reports.reports())) in (reports.DOCS / "reliability.md").read_text()
+    assert "\n".join(reports.table(reports.reports())) in (reports.DOCS / "reported-problems.md").read_text()
 
 
 def test_a_test_that_does_not_exist_is_found():

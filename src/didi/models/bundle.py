@@ -78,7 +78,7 @@ class Bundle:
     discriminator: Discriminator | None = None
     autoregressive: AutoregressiveLM | None = None
     tokenizer: Tokenizer | None = None
-    process: Process = field(default_factory=lambda: _UNKNOWN)
+    process: Process = _UNKNOWN
     intended_nfe: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
@@ -180,19 +180,19 @@ class Bundle:
         return str(commit)
 
     def to(self, device: torch.device | str) -> "Bundle":
-        """Move every network to a device, in place."""
+        """Move every network to a device, in place, and return the bundle."""
         for network in self.networks().values():
             network.to(device)
         return self
 
 
 def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a bundle to a folder atomically: a failed save leaves no incomplete folder.
+    """Write a bundle to a folder and return the folder. A failed save leaves no incomplete folder.
 
     Args:
         bundle: the bundle, with at least one network.
         path: the folder; an existing bundle is replaced.
-        dtype: data type of the stored weights, see ``stored_weights``; loading always gives float32.
+        dtype: type of the stored weights: float32, float64, float16 or bfloat16; loading always gives float32.
 
     Raises:
         UsageError: the bundle is empty, ``path`` exists and is not a bundle, or ``dtype`` cannot represent a weight.
@@ -225,7 +225,8 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
 def load(name: Path | str) -> Bundle:
     """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
 
-    ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder.
+    ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder. The returned networks are on the CPU,
+    in float32 and in evaluation mode.
 
     Raises:
         UsageError: the name is unknown or ambiguous, or the folder is not a complete bundle of this format.

@@ -35,7 +35,7 @@ class Generation:
         seed: seed of the set; each prompt has its own seed (``didi.Prompt``).
         precision: precision of the draws.
         sampler: name of the sampler.
-        seconds: wall-clock time of these samples.
+        seconds: wall-clock time of these samples, in seconds.
     """
 
     tokens: Int[Tensor, "n l"]
@@ -82,12 +82,15 @@ def generate(
         length: number of tokens of a text or residues of a protein. The samples of a prompt cycle through several
             lengths, unless ``Prompt.length`` is set. The default is the largest length that fits the context of the
             network.
-        options: sampler, role, precision and the like.
+        options: sampler, role, precision and further settings.
         on_move: called after every move of every batch.
         overrides: fields of ``SamplingOptions`` by name, instead of ``options``.
 
+    Returns:
+        The samples, ``num_samples`` sequences (for each prompt), with their texts and numbers of passes.
+
     Raises:
-        UsageError: an argument is invalid or does not fit the bundle; see ``stream``.
+        UsageError: an argument is invalid or does not fit the bundle.
         DidiError: logits are not finite, or memory runs out.
     """
     started = time.perf_counter()

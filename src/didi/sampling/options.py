@@ -34,8 +34,9 @@ class SamplingOptions:
     Attributes:
         sampler: a name in ``didi.sampling.SAMPLERS``: ``ancestral`` (Eq. 10; left to right for an autoregressive
             network), ``guided`` (Algorithm 2), ``first-hitting`` (exact, one token per pass), ``tau-leaping``,
-            ``confidence``, ``entropy-bounded``, ``remasking``, ``reparam`` (DPLM) or ``one-step``; ``default`` is
-            ``one-step`` for a student with an initial state, else ``ancestral``.
+            ``confidence``, ``entropy-bounded``, ``remasking``, ``reparam`` (DPLM), ``one-step``, ``published`` (public
+            code), ``greedy-tail`` (uniform-state diffusion) or ``euler`` (SEDD); ``default`` is ``one-step`` for a
+            student with an initial state, else ``ancestral``.
         role: network that is sampled; by default the student if there is one.
         precision: precision of the draws.
         temperature: divides the logits; 1 is exact, 0 takes the most likely tokens.
