@@ -75,7 +75,8 @@ def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -
         f"Judge: `{judge.name}`, {judge.unit}, {better} is better. Intervals of one bundle are "
         "95% bootstrap intervals over sequences; intervals over several students are 95% t-intervals over "
         "training seeds. A high score does not show that a protein folds or works.\n",
-        f"The judge orders the controls, {controls.num_proteins} held-out proteins in each set:\n",
+        f"The judge prefers the controls in the expected order; {controls.num_proteins} held-out proteins in each "
+        "set:\n",
         *markdown_table([f"control, advantage in {judge.unit}", "difference [95% CI]"], body),
         *_without_mmseqs(),
     ]
