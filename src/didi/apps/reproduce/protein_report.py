@@ -92,7 +92,7 @@ def _without_mmseqs() -> list[str]:
 
 
 def figure_5(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
-    """Draw Figure 5; returns lines with the figure, a table for each length, and students against the teacher."""
+    """Draw Figure 5; returns lines with the figure and a table for each length."""
     judge = RecordedJudge.of([study.record(plan.controls[0])])
     lines = {length: _curves(plan, study, length) for length in plan.lengths}
     levels: dict[int, dict[str, float]] = {length: {} for length in plan.lengths}
@@ -112,7 +112,13 @@ def figure_5(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
     ]
     for length in plan.lengths:
         parts += [f"\n### {length} residues\n", *_table(plan, study, length, judge)]
-    return [*parts, "\n### Students against the teacher\n", *comparison_lines(plan, study, judge)]
+    return parts
+
+
+def claim(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
+    """The last section of a report with Figure 5: students against the teacher."""
+    judge = RecordedJudge.of([study.record(plan.controls[0])])
+    return ["\n## Claim: students against the teacher\n", *comparison_lines(plan, study, judge)]
 
 
 def _curves(plan: ProteinPlan, study: ProteinStudy, length: int) -> list[Line]:
