@@ -159,7 +159,7 @@ def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan,
     ]
     body = [[name, *map(level, cells)] for name, cells in shown.items()]
     body += [
-        [f"{chain.name} less {name}", *(difference(*pair) for pair in zip(together, cells, strict=True))]
+        [f"{chain.name} minus {name}", *(difference(*pair) for pair in zip(together, cells, strict=True))]
         for name, cells in alone.items()
     ]
     return [*markdown_table(header, body), ""]

@@ -4,8 +4,8 @@
     python benchmarks/exactness.py page
 
 ``measure`` samples from a network that always predicts the same Zipf distribution, by the published algorithm in
-float32 and by ours. The fraction of rare tokens among the samples should be their probability under the Zipf
-distribution, for any number of moves.
+float32 and by ``ancestral`` in float64. The fraction of rare tokens among the samples should be their probability
+under the Zipf distribution, for any number of moves.
 """
 
 import argparse
@@ -115,9 +115,9 @@ def page(args: argparse.Namespace) -> None:
         )
         for row, share, (low, high) in zip(rows, shares, ends, strict=True):
             by_nfe.setdefault(row["nfe"], {})[precision] = f"{share:.3f} [{low:.3f}, {high:.3f}]"
-    lines = [f"Exact share of rare tokens: {record['exact']:.3f}.\n"]
+    lines = [f"Exact share of rare tokens (rank over {NUM_COMMON:,}): {record['exact']:.3f}.\n"]
     body = [[nfe, cells["float64"], cells["float32"]] for nfe, cells in by_nfe.items()]
-    lines += markdown_table(["NFE", "float64, ours", "float32, as published"], body, num_left=0)
+    lines += markdown_table(["NFE", "float64 (didi)", "float32 Gumbel noise (published)"], body, num_left=0)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("NFE")
     axes.set_ylabel(f"share of tokens of rank over {NUM_COMMON:,}")
@@ -126,8 +126,9 @@ def page(args: argparse.Namespace) -> None:
     with replacing(DOCS / "results" / "exactness.png") as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     lines.append(
-        f"\nZipf law over {VOCAB_SIZE - 1:,} tokens; {record['rows'][0]['tokens']:,} tokens a cell of ours, "
-        f"{record['rows'][1]['tokens']:,} of the published algorithm's; Wilson 95% intervals; seed {record['seed']}; "
+        f"\nShare of tokens of rank over {NUM_COMMON:,}, with Wilson 95% intervals. Zipf distribution, p(rank) "
+        f"proportional to 1 / rank, over {VOCAB_SIZE - 1:,} tokens; {record['rows'][0]['tokens']:,} tokens for each "
+        f"float64 entry and {record['rows'][1]['tokens']:,} for each float32 entry; seed {record['seed']}; "
         f"{record['machine']}."
     )
     renew(DOCS / "exactness.md", "exactness.py", lines)

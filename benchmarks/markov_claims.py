@@ -70,7 +70,7 @@ def main() -> int:
                 verdicts.append([seed, text, f"{figure:.3f}", f"{limit:.3f}", verdict])
     write_json(args.out / "metrics.json", records)
     lines = markdown_table(FIGURES, figures, num_left=2)
-    claims = markdown_table(["seed", "claim", "figure", "bound", "holds"], verdicts, align="rlrrl")
+    claims = markdown_table(["training seed", "claim", "value", "bound", "holds"], verdicts, align="rlrrl")
     print("\n".join([*lines, "", *claims, "", f"{NUM_SAMPLES} samples a row, sampling seed {SEED}, {real.machine}."]))
     return 0 if all_hold else 1
 

@@ -28,6 +28,7 @@ from didi.evaluation.machine import machine_name
 from didi.markdown import markdown_table
 
 TRIALS = Path(__file__).parent / "method_search"
+NAMES = {"kl": "KL", "joint_kl": "joint KL"}  # of measures, in the table
 KEPT = ("nfe", "sampler", "kl", "reverse_kl", "joint_kl", "pair_kl", "joint_entropy", "gen_ppl", "entropy")
 
 
@@ -88,6 +89,23 @@ def asked(plan: dict[str, Any], method: str, flags: str) -> str:
     return hashlib.sha256(json.dumps([about, of_method, flags], sort_keys=True).encode()).hexdigest()[:10]
 
 
+def table_of(found: Sequence[dict[str, Any]], measure: str) -> list[str]:
+    """A table of all trials: flags, training budget and divergence at each number of moves.
+
+    Args:
+        found: trials, as stored in ``method-search-WORLD.json``.
+        measure: field of a row, ``kl`` or ``joint_kl``.
+    """
+    nfes = sorted({row["nfe"] for one in found for row in one["rows"]})
+    body = [
+        [one["method"], one["flags"] or "the recipe", f"{one['passes'] / 1e6:.3g}"]
+        + [next((f"{row[measure]:.4f}" for row in one["rows"] if row["nfe"] == nfe), "–") for nfe in nfes]
+        for one in found
+    ]
+    moves = [f"{NAMES[measure]}, {nfe} move{'s' if nfe > 1 else ''}" for nfe in nfes]
+    return markdown_table(["method", "flags", "million sequence passes", *moves], body, num_left=2)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run the missing trials; print and write the results of all trials."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,13 +132,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 pool.shutdown(cancel_futures=True)
             print(one.result(), file=sys.stderr, flush=True)
     found = [trial(args.world, plan, *one) for one in named if (one[2] / "trial.json").is_file()]
-    measure, nfes = plan["measure"], sorted({row["nfe"] for one in found for row in one["rows"]})
-    body = [
-        [one["method"], one["flags"] or "the recipe", f"{one['passes']:.3g}"]
-        + [next((f"{row[measure]:.4f}" for row in one["rows"] if row["nfe"] == nfe), "–") for nfe in nfes]
-        for one in found
-    ]
-    table = markdown_table(["method", "flags", "passes", *(f"{measure}, nfe {nfe}" for nfe in nfes)], body)
+    table = table_of(found, plan["measure"])
     print("\n".join(table))
     about = {"world": args.world, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
     write_json(DOCS / "results" / f"method-search-{args.world}.json", about | {"trials": found})

@@ -51,6 +51,7 @@ MIB = 2**20
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SHARED = "owt-424m, shared trunk"
 PASS = "owt-424m, a pass of the teacher"
+TWO = "one of two processes"  # part of the names of configurations that run in two processes
 
 
 def reduced(recipe: str, *, length: int = 512, states: int = 2, **changes: Any) -> DistillConfig:
@@ -75,10 +76,10 @@ def pretraining(recipe: str) -> PretrainConfig:
 CONFIGURATIONS: dict[str, DistillConfig | PretrainConfig] = {
     "owt-169m, pre-training": pretraining("owt-169m"),
     "owt-169m": reduced("owt-169m"),
-    "owt-169m, activations again": reduced("owt-169m", loop={"activation_checkpointing": True}),
+    "owt-169m, activation checkpointing": reduced("owt-169m", loop={"activation_checkpointing": True}),
     "owt-169m, shared trunk": reduced("owt-169m", lora_rank=16),
-    "owt-169m, each of two, copied": reduced("owt-169m"),
-    "owt-169m, each of two, sharded": reduced("owt-169m", loop={"fsdp": True}),
+    "owt-169m, one of two processes, DDP": reduced("owt-169m"),
+    "owt-169m, one of two processes, FSDP2": reduced("owt-169m", loop={"fsdp": True}),
     "owt-424m": reduced("owt-424m", length=256),
     SHARED: reduced("owt-424m", lora_rank=16, discriminator={"completions": 1}),
 }
@@ -156,7 +157,7 @@ def inputs_of(config: DistillConfig | PretrainConfig) -> Callable[[Path], Inputs
 def predicted(name: str) -> dict[str, Any]:
     """Peak memory, parameters and arithmetic of a configuration by dry runs."""
     config = CONFIGURATIONS[name]
-    needs: Estimate = estimate(config, inputs_of(config), num_processes=2 if "each of two" in name else 1)
+    needs: Estimate = estimate(config, inputs_of(config), num_processes=2 if TWO in name else 1)
     run: DryRun = needs.of(config.loop.batch_size)
     return {
         "predicted": needs.peak(config.loop.batch_size),
@@ -223,7 +224,7 @@ def measure(args: argparse.Namespace) -> None:
         if file.is_file():
             continue
         print(name, flush=True)
-        if "each of two" in name:
+        if TWO in name:
             record = steps_of_each(name)
         else:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -233,9 +234,9 @@ def measure(args: argparse.Namespace) -> None:
         write_atomically(file, json.dumps(record | {"machine": machine_name(CPU)}))
 
 
-HEADER = ["configuration", "rows", "tokens", "numbers", "trained", "predicted MiB", "measured MiB"]
-HEADER += ["predicted / measured", "s / step", "finite"]
-TWO_HEADER = ["two processes", "speed over one", "greatest gap between weights"]
+HEADER = ["configuration", "batch", "length", "parameters", "trained", "predicted MiB", "measured MiB"]
+HEADER += ["predicted / measured", "s / step", "losses finite"]
+TWO_HEADER = ["two processes", "steps per second, relative to one process", "largest difference of weights"]
 
 
 def page(args: argparse.Namespace) -> None:
@@ -253,21 +254,23 @@ def page(args: argparse.Namespace) -> None:
         ratio = f"{row['predicted'] / row['measured']:.2f}"
         body.append([name, row["rows"], row["length"], *sizes, *memory, ratio, *rest])
     lines = markdown_table(HEADER, body, align="lrrrrrrrrl")
-    lines.append(f"\nRandom weights, float32, three steps each; {machine}.\n")
+    lines.append(
+        f"\nRandom weights, float32, three steps each; batch: sequences or states; length: tokens of each; {machine}.\n"
+    )
     if {SHARED, PASS} <= record.keys():
         shared, alone = (record[name]["measured"] for name in (SHARED, PASS))
         lines.append(
             f"Shared trunk, 424 M: {shared / MIB:,.0f} MiB, {shared / alone:.2f} times the {alone / MIB:,.0f} MiB of "
-            "the teacher's weights and the graph of its own laws at the same states.\n"
+            "the teacher's weights and the autograd graph of its predictions at the same states.\n"
         )
     if (two := record.get("two processes")) is not None:
         body = []
-        for name, label in (("two", "copied (DDP)"), ("sharded", "sharded (FSDP2)")):
+        for name, label in (("two", "DDP"), ("sharded", "FSDP2")):
             speed, low, high = two[name]["speed"]
             body.append([label, f"{speed:.2f} [{low:.2f}, {high:.2f}]", f"{two[name]['gap']:.1e}"])
         lines += [f"`{two['command']}`\n", *markdown_table(TWO_HEADER, body)]
-        lines.append(f"\nOne thread a process, gloo; the greatest weight is {two['largest']:.2g}; {machine}.")
-    lines.append("\n## What doctor says of the paper's runs\n")
+        lines.append(f"\nOne thread per process, gloo; the largest weight is {two['largest']:.2g}; {machine}.")
+    lines.append("\n## Estimates for the paper's runs\n")
     for words in ("owt-169m", "owt-424m"):
         command = [sys.executable, "-m", "didi", "doctor", *words.split()]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -26,6 +26,13 @@ def test_every_asset_has_its_licence_on_the_page(asset):
     assert f"| `{asset.name}` | {asset.summary} | {package} | {asset.licence} |" in LICENCES
 
 
+def test_every_binary_file_of_the_tests_has_its_origin_on_the_page():
+    named = re.findall(r"^\| `(tests/[^`]+)` \|", LICENCES, re.M)
+    files = [file for suffix in ("safetensors", "ckpt", "pt", "bin") for file in (ROOT / "tests").rglob(f"*.{suffix}")]
+    assert files
+    assert [file for file in files if not any(file.match(pattern) for pattern in named)] == []
+
+
 @pytest.mark.parametrize("name", bundled_names())
 def test_every_bundle_has_a_card_with_its_networks(name):
     card = (CARDS / f"{name}.md").read_text()
@@ -77,8 +84,22 @@ def test_the_licences_of_code_and_weights_come_with_the_package():
     assert all((ROOT / one).is_file() for one in PROJECT["license-files"])
 
 
-@pytest.mark.parametrize("page", ["results/markov.md", "results/tiny-news.md", "speed.md"])
-def test_a_page_begins_with_its_finding_and_ends_with_its_claims(page):
+@pytest.mark.parametrize("page", sorted((DOCS / "results").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_of_results_begins_with_its_finding(page):
+    assert page.read_text().splitlines()[2].startswith("**")
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        ("results/markov.md", "Claims fixed before the measurement"),
+        ("results/tiny-news.md", "Claims fixed before the measurement"),
+        ("results/antibody.md", "Claim: students against the teacher"),
+        ("results/swissprot.md", "Claim: students against the teacher"),
+        ("speed.md", "Claims fixed before the measurement"),
+    ],
+)
+def test_a_page_begins_with_its_finding_and_ends_with_its_claims(page, title):
     text = (DOCS / page).read_text()
     assert text.splitlines()[2].startswith("**")
-    assert re.findall(r"^## (.*)$", text, re.M)[-1] == "Claims fixed before the measurement"
+    assert re.findall(r"^## (.*)$", text, re.M)[-1] == title

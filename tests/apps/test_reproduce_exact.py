@@ -59,7 +59,7 @@ def test_objectives_are_compared_with_two_moves():
     whole = [f"whole paths of {moves} moves{suffix}" for moves in plan.nfes for suffix in ("", ", reference")]
     for name in ("preset paper", "preset released", *whole):
         assert lines.count(f"| {name} |") == 2
-    assert lines.count(", a reference every 10 steps, rates 0.001 and 0.002") == len(plan.nfes)
+    assert lines.count("a reference every 10 steps; learning rates 0.001 (student) and 0.002") == len(plan.nfes)
     assert lines.count("| two moves (ours) |") == 1  # nothing is compared with itself
     runs = {cell.bundle.config.objective.trajectory for cell in objectives_cells(plan) if cell.role == "student"}
     assert runs == {"two-moves", "whole-path"}

@@ -250,7 +250,7 @@ def test_tiny_is_compared_at_the_entropy_of_its_teacher(make_study):
     lines = method_tables(plan, results)
     assert line(lines, "| didi | 1.01 [")[3].startswith("0.25 [")  # 100 / 4 moves, over 100 at that entropy
     assert line(lines, "| stand-in | 0.50 [0.50, 0.50] *lower* |")[3] == "0.50 [0.50, 0.50] *lower*"
-    assert "over that of didi at the same number of moves" in "\n".join(lines)
+    assert "divided by that of didi at the same number of moves" in "\n".join(lines)
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ def test_differing_budgets_are_reported(make_study, budgets, is_reported):
     lines = heading(plan, make_study("exact", budgets))
     assert any("**Budgets differ by more than 10%**: didi 2.00, stand-in 2.30" in text for text in lines) == is_reported
     assert any(text.startswith("- didi: teacher `exact`, 500 steps of 256, 2.00 million") for text in lines)
-    assert any("made for 4 moves; sampled with ancestral" in text for text in lines)
+    assert any("trained for 4 moves; sampler ancestral" in text for text in lines)
 
 
 @pytest.mark.slow

@@ -182,7 +182,8 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
     assert [row[0] for row in found["didi reproduce --scale proteins"][1:]] == [
         "natural over mutated", "mutated over shuffled", "mutated over uniform", "natural over poly-alanine",
     ]  # fmt: skip
-    compared = found["Students against the teacher"][1:]
+    assert list(found)[-1] == "Claim: students against the teacher"
+    compared = found["Claim: students against the teacher"][1:]
     settings = {tuple(row[:3]) for row in compared}
     samplers = ("ancestral", "reparam")
     residues = ("all lengths", *LENGTHS)
@@ -329,7 +330,7 @@ def test_novelty_is_measured_later_by_one_search_without_new_samples(reproduce, 
     assert rows[0][-3::2] == ["0.50", "0.75 [0.75, 0.75]"]
     assert all(row[-3::2] == ["0.50", "0.25 [0.25, 0.25]"] for row in rows[5:])
     assert "which is not on PATH" not in report
-    assert all("novelty" not in row[-1] for row in tables(report)["Students against the teacher"][1:])
+    assert all("novelty" not in row[-1] for row in tables(report)["Claim: students against the teacher"][1:])
     reproduce("figure5")
     assert len(searches) == 1
     reproduce("figure5", nfe=("4", *NFES))
@@ -359,7 +360,7 @@ def test_the_comparison_takes_all_students_at_few_moves_and_the_teacher_at_64(re
         (file,) = (tmp_path / "out" / "cells").glob(f"{name}-*-{role}-ancestral-length{length}-{nfe}.json")
         return json.loads(file.read_text())["row"]["score"]
 
-    rows = tables(report)["Students against the teacher"][1:]
+    rows = tables(report)["Claim: students against the teacher"][1:]
     assert [row[:3] for row in rows] == [["8, ancestral", "64, ancestral", one] for one in ("all lengths", "10", "14")]
     by_length = {
         length: sum(scores(name, "student", length, 8) for name in ("first", "second")) / 2

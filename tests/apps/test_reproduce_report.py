@@ -63,7 +63,7 @@ def test_an_ablation_has_levels_over_seeds_and_ratios_to_its_neighbour():
     plan = command._plan(command.ReproduceCommand("markov", Path("x"), seeds=3))
     study = TrickStudy(Path("x"), Sampling(8, "markov"))
     lines = table_1(plan, study)
-    start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity over that of the row before"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity divided by that of the row before"))
     mean = 100 * 0.64 * 1.03 / 8  # geometric
     (row,) = [line for line in lines[:start] if line.startswith("| + Coupled Time t |")]
     assert row.split("|")[4].strip().startswith(f"{mean:.2f} [")
@@ -86,7 +86,7 @@ def test_a_verdict_is_given_where_the_interval_excludes_one():
 def test_rows_are_compared_with_the_teacher_at_equal_entropy():
     plan = command._plan(command.ReproduceCommand("markov", Path("x"), seeds=3))
     lines = table_1(plan, TrickStudy(Path("x"), Sampling(8, "markov")))
-    start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity over that of the row before"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity divided by that of the row before"))
     (row,) = [line for line in lines[:start] if line.startswith("| teacher |")]
     assert row.split("|")[-2] == " 1.00 "
     (row,) = [line for line in lines[:start] if line.startswith("| + Coupled Time t |")]

@@ -77,10 +77,10 @@ def test_a_chain_is_compared_with_both_methods_seed_by_seed(plan, tmp_path):
     assert lines[0] == "| KL, nats | 4 moves | 8 moves |"
     rows = {line.split(" | ")[0].strip("| "): line for line in lines[2:-1]}
     assert rows["sdtt"].startswith("| sdtt | 1.0000 [")  # the mean of 0.5 and 1.5
-    assert rows["didi after sdtt less didi"] == (
-        "| didi after sdtt less didi | +0.5000 [+0.500, +0.500] *higher* | +0.5000 [+0.500, +0.500] *higher* |"
+    assert rows["didi after sdtt minus didi"] == (
+        "| didi after sdtt minus didi | +0.5000 [+0.500, +0.500] *higher* | +0.5000 [+0.500, +0.500] *higher* |"
     )
-    assert "+0.2500 [" in rows["didi after sdtt less sdtt"]
+    assert "+0.2500 [" in rows["didi after sdtt minus sdtt"]
 
 
 @pytest.mark.parametrize("scale", COMPOSITIONS)

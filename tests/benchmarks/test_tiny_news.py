@@ -83,4 +83,4 @@ def test_the_baseline_is_met_at_equal_entropy_only():
     assert "as good from 4 NFE on" in guided
     sharp = make_rows(ppl=good, entropy=lambda cell: 4.4 if cell.role == "student" else 4.5)
     (finding,) = tiny_news.against_autoregressive(sharp, timing(sharp))
-    assert finding.startswith("**Student, ancestral, against the autoregressive baseline:** at no NFE as good")
+    assert finding.startswith("**Student, ancestral, compared with the autoregressive baseline:** the student is worse")

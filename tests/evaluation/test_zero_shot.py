@@ -28,10 +28,8 @@ def test_table_marks_bounds_and_says_how_they_were_made():
     bits = math.log2(100) / 5
     assert lines[2] == f"| news | ≤ 100.0 [90.5, 110.5] | ≤ {bits:.3f} | 100.0 [90.5, 110.5] | {bits:.3f} |"
     assert lines[3].startswith("| wiki | ≤ 100.0")
-    assert (
-        "mine; blocks of 128 tokens; at most 10 of a corpus; 16 masks a sequence (standard error at most 0.020"
-        in lines[5]
-    )
+    assert "mine; blocks of 128 tokens; at most 10 blocks of a corpus; 16 random masks per sequence" in lines[5]
+    assert "(standard error at most 0.020 nats per token)" in lines[5]
     exact = likelihood_table([rows[1]], model="mine", machine="a machine")
     assert "masks" not in exact
 

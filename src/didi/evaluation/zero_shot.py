@@ -147,11 +147,11 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
     layouts = _by_role(rows, lambda row: row.block_layout)
     lengths = _by_role(rows, lambda row: str(row.likelihood.num_tokens // row.likelihood.num_sequences))
     about = [f"\n{model}", f"blocks of {lengths} tokens"]
-    about.append(f"at most {max(each.num_sequences for each in likelihoods)} of a corpus")
+    about.append(f"at most {max(each.num_sequences for each in likelihoods)} blocks of a corpus")
     if not all(each.is_exact for each in likelihoods):
         noise = max(each.noise for each in likelihoods)
         num_draws = max(each.num_draws for each in likelihoods)
-        about.append(f"{num_draws} masks a sequence (standard error at most {noise:.3f} nats a token)")
+        about.append(f"{num_draws} random masks per sequence (standard error at most {noise:.3f} nats per token)")
     detokenised = list(dict.fromkeys(row.data for row in rows if row.is_detokenized))
     rules = f"Detokenised by the rules of MDLM: {', '.join(detokenised)}. " if detokenised else ""
     lines.append(

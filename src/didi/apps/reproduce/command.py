@@ -236,8 +236,8 @@ TARGETS: dict[str, Target[Plan]] = {
     "decisions": Target("Our decisions", tables.decisions_cells, tables.decisions_table),
 }
 METHOD_TARGETS: dict[str, Target[MethodPlan]] = {
-    "figure1": Target("Figure 1: methods against passes", lambda plan: plan.cells, method_figures.figure_1),
-    "figure3": Target("Figure 3: methods against latency", lambda plan: plan.cells, method_figures.figure_3),
+    "figure1": Target("Figure 1: quality against moves", lambda plan: plan.cells, method_figures.figure_1),
+    "figure3": Target("Figure 3: quality against latency", lambda plan: plan.cells, method_figures.figure_3),
     "table1": Target("Table 1: methods", lambda plan: plan.cells, method_tables.method_tables),
 }
 HELP = (

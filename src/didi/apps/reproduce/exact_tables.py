@@ -43,13 +43,15 @@ def objectives(plan: Plan) -> dict[str, DistillConfig]:
 def settings_line(config: DistillConfig) -> str:
     """Training settings of a row, in words."""
     objective, discriminator, loop = config.objective, config.discriminator, config.loop
-    fresh = ", each on samples of its own" if discriminator.fresh_rollouts else ""
+    updates = discriminator.steps_per_student_step
+    fresh = ", each on new samples" if discriminator.fresh_rollouts else ""
     reference = f", a reference every {objective.reference_steps} steps" if objective.reference_steps else ""
     return (
-        f"{discriminator.warmup_steps} + {loop.steps} steps of {loop.batch_size} x {objective.completions}, "
-        f"{discriminator.steps_per_student_step} discriminator updates a step{fresh}{reference}, rates "
-        f"{config.student_optimizer.learning_rate:g} and {config.discriminator_optimizer.learning_rate:g}, averages "
-        f"over {loop.ema_decay:g}"
+        f"{discriminator.warmup_steps} steps of the discriminator alone, then {loop.steps} of {loop.batch_size} states "
+        f"with {objective.completions} completion{'s' if objective.completions > 1 else ''}; "
+        f"{updates} discriminator update{'s' if updates > 1 else ''} per step{fresh}{reference}; learning rates "
+        f"{config.student_optimizer.learning_rate:g} (student) and {config.discriminator_optimizer.learning_rate:g} "
+        f"(discriminator); EMA decay {loop.ema_decay:g}"
     )
 
 
@@ -72,7 +74,8 @@ def exact_lines(teacher: Mapping[int, EvaluationRow], measured: Measured, *, is_
     columns = [f"{nfe} moves" for nfe in nfes]
     against = "the row before" if is_cumulative else "the last row"
     caption = (
-        f"KL added to that of {against}, seed by seed: mean [95% interval], *lower* or *higher* where it excludes 0."
+        f"KL minus that of {against}, paired by training seed: mean [95% interval]; *lower* or *higher*: the interval "
+        "excludes 0."
     )
     return [
         *markdown_table(["KL / joint entropy", *columns], body),

@@ -7,6 +7,7 @@ from didi.apps.reproduce import peers, published
 from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Study
+from didi.data.markov import MARKOV
 from didi.evaluation.anchors import ANCHORS, CORPUS_TEXTS
 from didi.evaluation.figure import latency_figure, perplexity_figure
 from didi.evaluation.machine import machine_name
@@ -97,7 +98,10 @@ def _baseline_cells(plan: Plan) -> list[Cell]:
 
 
 def figure_1(plan: Plan, study: Study) -> list[str]:
-    """Figure 1: perplexity against the number of moves, the table, and the first text of each generated set."""
+    """Figure 1: perplexity against the number of moves, the table, and the first text of each generated set.
+
+    Sequences of the symbols of a chain are not shown: they say nothing to a reader.
+    """
     cells = _own_samples(plan)
     rows = [study.row(cell) for cell in cells]
     figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
@@ -105,7 +109,7 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
     lines += _about_baseline(plan, rows)
     lines.append(rows_table(rows, recipe=plan.recipe.recipe))
     generated = [(cell, row) for cell, row in zip(cells, rows, strict=True) if row.role not in CORPUS_TEXTS]
-    for cell, row in generated:
+    for cell, row in generated if plan.scale != MARKOV else ():
         lines.append(f"**{row.label()}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
         lines.append(quoted(study.record(cell)["texts"][0]))
     return lines + _peers_figure(plan, study, [row for row in rows if row.role == "data"])
@@ -136,14 +140,14 @@ def figure_3(plan: Plan, study: Study) -> list[str]:
     cells = figure_3_cells(plan)
     rows = [study.row(cell) for cell in cells]
     workers = max(study.record(cell)["workers"] for cell in cells)
-    beside = f"{workers} processes measured" if workers > 1 else "no other process measured"
+    beside = f"{workers} processes were running" if workers > 1 else "no other process was running"
     figure = latency_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure3.png")
     return [
         f"![Perplexity against seconds per sequence]({figure.name})\n",
         *_as_published(plan, "figure3"),
         *_about_baseline(plan, rows),
         f"Times are of {study.sampling.num_samples} sequences in batches of {study.sampling.batch_size} while "
-        f"{beside}; for times taken side by side there is `didi bench`.",
+        f"{beside}. `didi bench` compares times side by side.",
     ]
 
 

@@ -15,7 +15,7 @@ from didi.methods import method_of
 Place = Callable[[Sequence[EvaluationRow]], float]
 """Function from the rows of all seeds to their position on the horizontal axis."""
 
-SHOWN = "Lines are means over training seeds, bands reach from the lowest to the highest of them; teachers are dashed."
+SHOWN = "Lines: means over training seeds. Bands: from the lowest seed to the highest. Dashed: teachers."
 
 
 def figure_1(plan: MethodPlan, study: Study) -> list[str]:
@@ -23,7 +23,7 @@ def figure_1(plan: MethodPlan, study: Study) -> list[str]:
     measure = measures(plan, study)[0]
     ticks = plan.settings.nfes
     figure = _figure(plan, study, "figure1-methods.png", _moves, x_label="number of moves", ticks=ticks)
-    unshown = " Estimates of 0 or less have no place on a log axis." if plan.settings.joint else ""
+    unshown = " Estimates of 0 or less cannot be shown on the logarithmic axis." if plan.settings.joint else ""
     return [f"![{measure.name} against the number of moves]({figure.name})\n", f"{SHOWN}{unshown}"]
 
 
@@ -32,13 +32,13 @@ def figure_3(plan: MethodPlan, study: Study) -> list[str]:
     measure, sampling = measures(plan, study)[0], study.sampling
     figure = _figure(plan, study, "figure3-methods.png", _seconds, x_label="seconds per sequence")
     workers = max(study.record(cell)["workers"] for cell in plan.cells if isinstance(cell, Cell))
-    beside = f"{workers} processes of one thread worked" if workers > 1 else "one process of one thread worked"
+    beside = f"{workers} one-thread processes were running" if workers > 1 else "one one-thread process was running"
     size = min(sampling.batch_size, sampling.num_samples)
     return [
         f"![{measure.name} against seconds per sequence]({figure.name})\n",
-        f"{SHOWN} Points are the numbers of moves of Figure 1, the fewest on the left. Seconds are the wall time of "
-        f"sampling {sampling.num_samples} sequences in batches of {size}, once for each cell, while {beside}; the mean "
-        "over seeds. For times taken side by side there is `didi bench`.",
+        f"{SHOWN} Points: the numbers of moves of Figure 1, the fewest on the left. Seconds: wall time of sampling "
+        f"{sampling.num_samples} sequences in batches of {size}, measured once for each point while {beside}; mean "
+        "over seeds. `didi bench` compares times side by side.",
     ]
 
 

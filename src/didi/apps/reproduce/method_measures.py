@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from didi.apps.reproduce.exact_tables import difference, level
-from didi.apps.reproduce.methods import MethodPlan
+from didi.apps.reproduce.methods import MethodPlan, name_of
 from didi.apps.reproduce.study import Study
 from didi.apps.reproduce.tables import ratio_cell
 from didi.evaluation.frontier import perplexity_at_entropy
@@ -45,19 +45,19 @@ class Measure:
 
 KL = Measure(
     "KL, nats",
-    "KL(p, q) of the distribution p of each sampler from that of the data, q, is a sum over all sequences, in nats a "
+    "KL(p, q), with p the distribution of the sampler and q that of the data, is a sum over all sequences, in nats per "
     "sequence, without sampling error unless a note says otherwise.",
     lambda row: row.kl,
 )
 JOINT = Measure(
     "joint KL, nats",
-    "Joint KL(samples, chain) of whole sequences, in nats a sequence, is estimated by a network that is fitted to the "
-    "samples, a lower bound in expectation (docs/evaluation.md).",
+    "Joint KL(samples, chain) is the divergence of whole sequences, in nats per sequence. It is estimated by a network "
+    "that is fitted to the samples, and is a lower bound in expectation (docs/evaluation.md).",
     lambda row: row.joint_kl,
 )
 PAIRS = Measure(
     "KL of pairs, nats",
-    "KL(samples, chain) of adjacent pairs of symbols, in nats a pair.",
+    "KL of pairs is KL(samples, chain) of adjacent symbols, in nats per pair.",
     lambda row: row.pair_kl,
 )
 
@@ -74,10 +74,11 @@ def _over_frontier(plan: MethodPlan, study: Study) -> Measure:
     cells = plan.frontier
     return Measure(
         "perplexity over the teacher's",
-        f"Perplexity over that of the reference's teacher at {cells[0].nfe} moves and the row's own entropy, read from "
-        f"its temperatures {cells[0].temperature:g} to {cells[-1].temperature:g}: a lower perplexity that only comes "
-        "from a lower entropy does not count; – where the entropy of a seed is outside the range of that sweep. The "
-        "sampling error of the sweep is not in the intervals.",
+        f"Perplexity over the teacher's: perplexity divided by that of the teacher `{name_of(cells[0].bundle)}` at "
+        f"{cells[0].nfe} moves and the entropy of the row, interpolated between its samples at temperatures "
+        f"{cells[0].temperature:g} to {cells[-1].temperature:g}. A lower temperature alone does not lower this ratio. "
+        "–: the entropy of a seed is outside the range of these samples. Intervals do not include their sampling "
+        "error.",
         lambda row: row.gen_ppl / perplexity_at_entropy(sweep, row.entropy),
         is_ratio=True,
     )

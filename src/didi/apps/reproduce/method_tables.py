@@ -20,8 +20,8 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
     """Lines at the head of the report: training, sampling and judging of the students."""
     sampling = study.sampling
     lines = [
-        f"Distillation methods by their settings for `{plan.settings.recipe}` (`didi.recipes.COMPARED`, else the "
-        f"recipe); seeds {', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed "
+        f"Settings: those of `didi.recipes.COMPARED` for `{plan.settings.recipe}`, or of the recipe where it has none. "
+        f"Training seeds {', '.join(map(str, plan.seeds))}. {sampling.num_samples} samples for each entry, seed "
         f"{sampling.seed}, judge `{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Intervals "
         "are 95% t-intervals over training seeds; a teacher is one network and has none.\n",
         *(_about(plan, study, method) for method in plan.configs),
@@ -40,11 +40,11 @@ def _about(plan: MethodPlan, study: Study, method: str) -> str:
     """A line about the training and sampling of one method."""
     config, curves = plan.configs[method], [curve for curve in plan.curves if curve.method == method]
     moves = study.record(curves[0].cells(curves[0].nfes[0])[0]).get("intended_nfe")
-    made_for = f", made for {moves} move{'s' if moves > 1 else ''}" if moves else ""
+    made_for = f", trained for {moves} move{'s' if moves > 1 else ''}" if moves else ""
     batch = config.loop.batch_size * config.loop.accumulation
     return (
-        f"- {method}: teacher `{name_of(plan.teachers[method])}`, {config.num_steps:,} steps of {batch}, "
-        f"{millions(_budgets(plan, study)[method])} million sequence passes{made_for}; sampled with "
+        f"- {method}: teacher `{name_of(plan.teachers[method])}`, {config.num_steps:,} steps, batch {batch}, "
+        f"{millions(_budgets(plan, study)[method])} million sequence passes{made_for}; sampler "
         f"{' and '.join(curve.sampler for curve in curves)}"
     )
 
@@ -105,11 +105,11 @@ def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
         body.append([curve.name, *(cells.get(nfe, "") for nfe in plan.settings.nfes)])
     if not body:
         return []
-    how = "over that of" if measure.is_ratio else "less that of"
+    how = "divided by that of" if measure.is_ratio else "minus that of"
     neutral = 1 if measure.is_ratio else 0
     return [
-        f"{measure.name} {how} {plan.reference} at the same number of moves, seed by seed: mean [95% interval], "
-        f"*lower* or *higher* where it excludes {neutral}.\n",
+        f"{_sentence(measure.name)} {how} {plan.reference} at the same number of moves, paired by training seed: mean "
+        f"[95% interval]; *lower* or *higher*: the interval excludes {neutral}.\n",
         *markdown_table(["", *_columns(plan)], body),
     ]
 
@@ -135,12 +135,14 @@ def _joint(plan: MethodPlan, study: Study) -> list[str]:
     ]  # fmt: skip
     columns = [_moves(nfe) for nfe in settings.joint_nfes]
     return [
-        f"Joint KL, nats a sequence, from the autoregressive network `{settings.joint_reference}` of "
-        f"{settings.teacher_steps:,} steps on the same tokens: {settings.joint_samples} samples, to which a network is "
-        "fitted; a lower bound in expectation, from that network and not from the data (docs/evaluation.md).\n",
+        f"Joint KL from the autoregressive network `{settings.joint_reference}`, trained for "
+        f"{settings.teacher_steps:,} steps on the same tokens, in nats per sequence. It is estimated by a network that "
+        f"is fitted to {settings.joint_samples} samples, is a lower bound in expectation, and is a divergence from "
+        "that autoregressive network, not from the data (docs/evaluation.md).\n",
         *markdown_table([JOINT.name, *columns], levels),
         "",
-        f"{JOINT.name} less that of {plan.reference} at the same number of moves, seed by seed.\n",
+        f"{_sentence(JOINT.name)} minus that of {plan.reference} at the same number of moves, paired by training "
+        "seed.\n",
         *markdown_table(["", *columns], changes),
         "",
     ]
@@ -159,14 +161,20 @@ def _costs(plan: MethodPlan, study: Study) -> list[str]:
         body.append([method, millions(passes), _number(seconds.mean), _number(needs.peak_bytes / 1e6),
                      _number(needs.num_trained)])  # fmt: skip
     header = ["cost of a student", "sequence passes, millions", "seconds", "peak memory, MB", "trained parameters"]
-    beside = f"{study.workers} runs at a time" if study.workers > 1 else "one run at a time"
+    beside = f"{study.workers} runs at the same time" if study.workers > 1 else "one run at a time"
     return [
         *markdown_table(header, body),
         "",
-        "Sequence passes: sequences through networks, a pass with gradient counts 3. Seconds: wall time of training "
-        f"with one thread, {beside}, validations and checkpoints included; means over seeds. Peak memory: bytes of "
-        "tensors that are alive at one time, by a dry run of the steps. The training of a teacher is not included.",
+        "Sequence passes: sequences through networks; a pass with gradient counts three times. Seconds: wall time of "
+        f"training with one thread, {beside}, including validations and checkpoints; means over seeds. Peak memory: "
+        "largest total size of the tensors that exist at one time, from a dry run of the steps. The training of the "
+        "teacher is not included.",
     ]
+
+
+def _sentence(name: str) -> str:
+    """The name of a measure at the beginning of a sentence."""
+    return name[0].upper() + name[1:]
 
 
 def _number(value: float) -> str:

@@ -117,7 +117,7 @@ def about(peers: Peers) -> list[str]:
     loop, length = runs[0].loop, runs[0].data.length
     tokens = loop.steps * loop.batch_size * loop.accumulation * length
     unweighted = [name for name, peer in peers.items() if isinstance(peer, Run) and _is_unweighted(peer)]
-    weights = f"; loss of {', '.join(unweighted)} without the weight of the bound over time" if unweighted else ""
+    weights = f"; the losses of {' and '.join(unweighted)} have no time weight of the NELBO" if unweighted else ""
     return [
         f"Each trained for {loop.steps:,} steps of {loop.batch_size * loop.accumulation} sequences of {length}, "
         f"{tokens / 1e6:.1f} million tokens, seed {runs[0].seed}{weights}. ≤: an upper bound.\n"
@@ -144,9 +144,10 @@ def _order(likelihoods: Mapping[str, Mapping[str, LikelihoodRow]], corpora: Sequ
         num_opposite = sum(second.perplexity_ci[1] < first.perplexity_ci[0] for first, second in pairs)
         counts = (f"{number} of {len(pairs)}" for number in (num_lower, num_apart, num_opposite))
         body.append([f"{better} below {worse}", *counts, source])
-    header = ["published order", "seen", "beyond both intervals", "opposite beyond both", "published in"]
+    header = ["published order", "same order", "same and disjoint", "opposite and disjoint", "published in"]
     return [
         *markdown_table(header, body),
         "",
-        "Counts are of corpora; a bound may be above a perplexity by any amount.",
+        "Numbers of corpora; disjoint: the two 95% intervals do not overlap. An upper bound may be far above the "
+        "perplexity.",
     ]

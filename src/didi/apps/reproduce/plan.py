@@ -96,27 +96,33 @@ class Plan:
 def heading(plan: Plan, study: Study) -> list[str]:
     """Lines at the head of the report: settings that all tables and figures share."""
     recipe, sampling = plan.recipe, study.sampling
-    steps = f"{recipe.discriminator.warmup_steps} discriminator-only and {recipe.loop.steps} student steps"
     seen = recipe.discriminator.completions or recipe.objective.completions
-    reduced = "" if plan.scale == "paper" else ", with the exact reductions of variance A and B (docs/deviations.md)"
+    reduced = (
+        ""
+        if plan.scale == "paper"
+        else " with the variance reductions A and B (docs/deviations.md), which do not change its expected gradient,"
+    )
     lines = [
-        f"Teacher `{plan.teacher}`; distillations of {steps} of {recipe.loop.batch_size} states, "
-        f"{recipe.objective.completions} completions of each, of which the discriminator sees {seen}; training seeds "
-        f"{', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
-        f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Tables 1 and 2 have the paper's "
-        f"objective{reduced}, and switch its tricks; networks, optimizer and steps are our recipe's. A perplexity over "
-        "seeds is a geometric mean [95% t-interval of its logarithm]; entropies are within a sample, in nats.",
+        f"Teacher `{plan.teacher}`. Each student: {recipe.discriminator.warmup_steps} steps of the discriminator "
+        f"alone, then {recipe.loop.steps} student steps of {recipe.loop.batch_size} states z_τ with "
+        f"{recipe.objective.completions} completions each, of which the discriminator sees {seen}. Training seeds "
+        f"{', '.join(map(str, plan.seeds))}. {sampling.num_samples} samples for each entry, seed {sampling.seed}, "
+        f"judge `{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Tables 1 and 2 use the "
+        f"paper's objective{reduced} and switch its parts on or off; networks and optimizers are those of our recipe. "
+        "Perplexities are geometric means over training seeds [95% t-interval of the logarithm]; entropies are "
+        "unigram entropies within a sample, in nats.",
     ]
     if plan.distilled:
         lines.append(
-            f"Figures 1, 3 and Table 7 show the student of the bundle `{plan.distilled}`, which its recipe made."
+            f"Figures 1 and 3 and Table 7 show the student that the bundle `{plan.distilled}` had at the time of this "
+            "run."
         )
     if plan.is_exact:
         lines.append(
-            "KL(p, q) of the distribution p of each sampler from that of the data, q, is a sum over all sequences, in "
-            "nats a sequence, without sampling error; intervals are over training seeds. Guidance draws among 4 "
-            "candidates by their reward: taking the best has no distribution that could be summed."
+            "KL(p, q), with p the distribution of the sampler and q that of the data, is a sum over all sequences, in "
+            "nats per sequence, without sampling error; intervals are over training seeds. Guided sampling draws one "
+            "of 4 candidates from a softmax of their rewards: with the best of 4 the distribution cannot be summed."
         )
     if plan.scale == MARKOV:
-        lines.append("The judge is the chain itself: perplexities carry no judge's error.")
+        lines.append("The judge is the exact likelihood of the chain, so perplexities have no error of a judge.")
     return lines

@@ -75,7 +75,8 @@ def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -
         f"Judge: `{judge.name}`, {judge.unit}, {better} is better. Intervals of one bundle are "
         "95% bootstrap intervals over sequences; intervals over several students are 95% t-intervals over "
         "training seeds. A high score does not show that a protein folds or works.\n",
-        f"The judge orders the controls, {controls.num_proteins} held-out proteins in each set:\n",
+        f"The judge prefers the controls in the expected order; {controls.num_proteins} held-out proteins in each "
+        "set:\n",
         *markdown_table([f"control, advantage in {judge.unit}", "difference [95% CI]"], body),
         *_without_mmseqs(),
     ]
@@ -91,7 +92,7 @@ def _without_mmseqs() -> list[str]:
 
 
 def figure_5(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
-    """Draw Figure 5; returns lines with the figure, a table for each length, and students against the teacher."""
+    """Draw Figure 5; returns lines with the figure and a table for each length."""
     judge = RecordedJudge.of([study.record(plan.controls[0])])
     lines = {length: _curves(plan, study, length) for length in plan.lengths}
     levels: dict[int, dict[str, float]] = {length: {} for length in plan.lengths}
@@ -111,7 +112,13 @@ def figure_5(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
     ]
     for length in plan.lengths:
         parts += [f"\n### {length} residues\n", *_table(plan, study, length, judge)]
-    return [*parts, "\n### Students against the teacher\n", *comparison_lines(plan, study, judge)]
+    return parts
+
+
+def claim(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
+    """The last section of a report with Figure 5: students against the teacher."""
+    judge = RecordedJudge.of([study.record(plan.controls[0])])
+    return ["\n## Claim: students against the teacher\n", *comparison_lines(plan, study, judge)]
 
 
 def _curves(plan: ProteinPlan, study: ProteinStudy, length: int) -> list[Line]:

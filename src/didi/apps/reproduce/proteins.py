@@ -117,6 +117,8 @@ def reproduce_proteins(names: Sequence[str], teacher: str | None, flags: Protein
         for name, target in chosen.items():
             print(f"writing {name}", file=sys.stderr, flush=True)
             parts += [f"\n## {target.title}\n", *target.lines(plan, study)]
+        if "figure5" in chosen:
+            parts += protein_report.claim(plan, study)
     write_pages(out, parts)
 
 

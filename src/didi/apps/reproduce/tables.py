@@ -126,17 +126,17 @@ def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumu
 
 
 def _levels(plan: Plan, measured: Measured, over_teacher: Mapping[str, Sequence[float]]) -> list[str]:
-    columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"over the teacher's at equal entropy, {plan.middle_nfe} NFE"]
+    columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"ratio to the teacher at equal entropy, {plan.middle_nfe} NFE"]
     body = [
         [name, *(perplexity_cell(by_nfe[nfe]) for nfe in plan.nfes), ratio_cell(over_teacher[name], has_verdict=False)]
         for name, by_nfe in measured.items()
     ]
     return [
         *markdown_table(["perplexity / entropy", *columns], body),
-        "\nThe last column takes out what another temperature would do as well: perplexity over the teacher's at the "
-        f"row's own entropy, read from the teacher's temperatures {TEMPERATURES[0]} to {TEMPERATURES[-1]}; – where a "
-        "seed's entropy lies beyond theirs. Its intervals are over training seeds; the error of that one sweep, which "
-        "all rows share, is not in them.",
+        "\nLast column: perplexity divided by that of the teacher at the entropy of the row, interpolated between "
+        f"samples of the teacher at temperatures {TEMPERATURES[0]} to {TEMPERATURES[-1]}. A lower temperature alone "
+        "does not lower this ratio. –: the entropy of a seed is outside the teacher's range. Intervals are over "
+        "training seeds; they do not include the sampling error of the teacher, which all rows share.",
     ]
 
 
@@ -149,7 +149,7 @@ def _ratios(
     is_cumulative: bool,
 ) -> list[str]:
     middle, against = plan.middle_nfe, "the row before" if is_cumulative else "the last row"
-    columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"entropy, {middle} NFE", f"at equal entropy, {middle} NFE"]
+    columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"entropy, {middle} NFE", f"ratio at equal entropy, {middle} NFE"]
     columns += [f"as published, {nfe} NFE" for nfe in (published.NFES[0], published.NFES[-1])] if paper else []
     body = []
     names = list(measured)
@@ -166,8 +166,8 @@ def _ratios(
             cells += [f"{paper[name][i][0] / paper[base][i][0]:.2f}" for i in (0, -1)]
         body.append([name, *cells])
     return [
-        f"Perplexity over that of {against}, seed by seed: geometric mean [95% interval], *lower* or *higher* where "
-        "it excludes 1; for entropy, what is added to it.\n",
+        f"Perplexity divided by that of {against}, paired by training seed: geometric mean [95% interval]; *lower* "
+        "or *higher*: the interval excludes 1. The column entropy has differences in nats.\n",
         *markdown_table(["", *columns], body),
     ]
 
