@@ -51,7 +51,7 @@ def test_a_replay_has_the_largest_length_by_default(model, tmp_path, capsys):
 
 
 def test_fasta_of_text_is_refused():
-    with pytest.raises(UsageError, match="--format fasta writes proteins; markov is no model of them"):
+    with pytest.raises(UsageError, match="--format fasta writes proteins; markov is not a protein model"):
         run_generate(["--model", "markov", "--format", "fasta"])
 
 

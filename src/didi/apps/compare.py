@@ -19,10 +19,10 @@ from didi.files import write_atomically
 
 @dataclass(frozen=True)
 class CompareCommand:
-    """Compare models that didi evaluate measured with the same flags: didi compare FOLDER FOLDER... [--out DIR]."""
+    """Compare models that didi evaluate measured with equal flags: didi compare FOLDER FOLDER... [--out DIR]."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """The --out of two evaluations or more; each model is compared with the first."""
+    """The --out folders of two evaluations or more; each model is compared with the first."""
     out: Path | None = None
     """Folder for compare.md and frontier.png."""
     overwrite: bool = False

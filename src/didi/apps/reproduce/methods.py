@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from didi import recipes
-from didi.apps.reproduce.cells import AnyCell, Cell, JointCell, Run
+from didi.apps.reproduce.cells import AnyCell, Cell, JointCell, Run, name_of
 from didi.apps.reproduce.peers import TINY_PEER_STEPS
 from didi.apps.reproduce.plan import TEMPERATURES
 from didi.diffusion.absorbing import Absorbing
@@ -190,11 +190,6 @@ class MethodPlan:
         found: list[AnyCell] = [cell for curve in self.curves for nfe in curve.nfes for cell in curve.cells(nfe)]
         joint = [cell for by_nfe in self.joint_cells.values() for cells in by_nfe.values() for cell in cells]
         return [*found, *self.frontier, *joint]
-
-
-def name_of(bundle: Run | str) -> str:
-    """Name of an existing bundle, or the recipe of a run."""
-    return bundle if isinstance(bundle, str) else bundle.config.recipe
 
 
 def process_of(teacher: Run | str) -> str:
