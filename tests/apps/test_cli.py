@@ -255,6 +255,14 @@ def test_help_says_what_a_flag_without_a_value_is(didi, name):
     assert " STR " in out
 
 
+def test_help_has_no_line_breaks_of_the_source(didi, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    out = didi("generate", "--help")[1]
+    assert "A step takes at most one network pass, with reparam at most two. (default: unset)" in out
+    assert "several numbers are used in turn. By default the length of the model's context. (default: unset)" in out
+    assert "(default: )" not in out
+
+
 @pytest.mark.slow
 def test_none_unsets_what_a_recipe_sets_and_nothing_else(didi, tmp_path):
     words = ["distill", "markov", "--out", tmp_path / "x", "--max-steps", "0"]

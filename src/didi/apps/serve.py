@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,7 +25,10 @@ DEFAULT_PORT = 8000
 class ServeCommand:
     """Serve models over HTTP: completions in the format of OpenAI's API, and sequences move by move."""
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="MODEL...", help_behavior_hint="(required)"),
+    ]
     """Bundled names, bundle folders or Hub repositories; NAME=MODEL gives a name that requests use."""
     host: str = "127.0.0.1"
     """Address to listen on; an address that other machines reach, such as 0.0.0.0, needs a token."""
