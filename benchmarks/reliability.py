@@ -1,4 +1,4 @@
-"""The figures of docs/reliability.md: faults injected into runs, and fuzzing with hostile files.
+"""The figures of docs/reliability.md: faults injected into runs, and fuzzing with malformed and malicious files.
 
     python benchmarks/reliability.py measure --out FILE [--kills 20] [--inputs 12000]
     python benchmarks/reliability.py page [--from FILE]
@@ -59,7 +59,7 @@ def page(args: argparse.Namespace) -> None:
         total.update(cells)
         inputs.append([kind, *(f"{value:,}" for value in cells.values())])
     inputs.append(["**all**", *(f"{total[name]:,}" for name in ("inputs", "refused", "read", "escapes"))])
-    lines = markdown_table(["fault", "runs", "ended as if nothing had happened"], faults)
+    lines = markdown_table(["fault", "runs", "recovered"], faults)
     header = ["hostile input", "inputs", "refused in one line", "read as valid", "escapes"]
     lines += ["", *markdown_table(header, inputs)]
     lines.append(f"\n{record['machine']}.")

@@ -1,4 +1,4 @@
-"""``didi generate`` with ``--html``, ``--gif`` or ``--race``: one text from each network, recorded move by move."""
+"""``didi generate`` with ``--html``, ``--gif`` or ``--race``: one text of each network, recorded move by move."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +29,13 @@ from didi.serving.replay import Lane, Replay, record_lane
 
 @dataclass(frozen=True)
 class Runner:
-    """A network of a race.
+    """A network of a race, or the only one of a replay.
 
     Attributes:
         loaded: its bundle as it was loaded.
         bundle: its bundle prepared for inference.
         options: sampling options.
-        nfe: number of moves; None for the default of the bundle.
+        nfe: number of moves, 1 or more; None for the default of the bundle.
     """
 
     loaded: Bundle

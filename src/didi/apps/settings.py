@@ -67,7 +67,7 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
 
 
 def settings_named(args: Sequence[str], recipes: Mapping[str, RunConfig], default: RunConfig) -> RunConfig:
-    """Default settings of the type that a command needs, which depends on the method of its recipe.
+    """Default settings of the class that the arguments of a command need, which depends on the method.
 
     Args:
         args: the arguments after the command's name.

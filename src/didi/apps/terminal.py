@@ -56,7 +56,7 @@ def parse(
 
 
 def _one_line(box: str, prog: str) -> str:
-    """The error message of the parser, which is a box of several lines, as one line with the most similar option."""
+    """One line for an error message of the parser, which is a box of several lines: the flag, the rule, the value."""
     border = r"[│|╭╮╰╯─+-]*"  # ASCII if the terminal has no Unicode
     lines = [re.sub(rf"^{border} | {border}$|^{border}$", "", line).strip() for line in box.splitlines()]
     text = " ".join(line for line in lines if line and "full helptext" not in line)

@@ -1,4 +1,4 @@
-"""Turns the body of a request into job specifications; raises an error if a limit is exceeded or a value is invalid."""
+"""Job specifications from the body of a request; raises an error if a limit is exceeded or a value is invalid."""
 
 import reprlib
 import secrets
