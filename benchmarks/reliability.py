@@ -23,6 +23,10 @@ from didi.files import write_atomically
 from didi.markdown import markdown_table
 
 STORED = DOCS / "results" / "reliability.json"
+RECOVERED = (
+    "Recovered: the resumed run ends with the bundle of an uninterrupted run; for a damaged checkpoint, the one before "
+    "it is loaded."
+)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -60,6 +64,7 @@ def page(args: argparse.Namespace) -> None:
         inputs.append([kind, *(f"{value:,}" for value in cells.values())])
     inputs.append(["**all**", *(f"{total[name]:,}" for name in ("inputs", "refused", "read", "escapes"))])
     lines = markdown_table(["fault", "runs", "recovered"], faults)
+    lines.append(f"\n{RECOVERED}")
     header = ["hostile input", "inputs", "refused in one line", "read as valid", "escapes"]
     lines += ["", *markdown_table(header, inputs)]
     lines.append(f"\n{record['machine']}.")

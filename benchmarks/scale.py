@@ -233,9 +233,9 @@ def measure(args: argparse.Namespace) -> None:
         write_atomically(file, json.dumps(record | {"machine": machine_name(CPU)}))
 
 
-HEADER = ["configuration", "sequences", "tokens", "parameters", "trained", "predicted MiB", "measured MiB"]
+HEADER = ["configuration", "rows", "tokens", "numbers", "trained", "predicted MiB", "measured MiB"]
 HEADER += ["predicted / measured", "s / step", "finite"]
-TWO_HEADER = ["two processes", "speed over one", "largest difference of a weight"]
+TWO_HEADER = ["two processes", "speed over one", "greatest gap between weights"]
 
 
 def page(args: argparse.Namespace) -> None:
@@ -253,12 +253,12 @@ def page(args: argparse.Namespace) -> None:
         ratio = f"{row['predicted'] / row['measured']:.2f}"
         body.append([name, row["rows"], row["length"], *sizes, *memory, ratio, *rest])
     lines = markdown_table(HEADER, body, align="lrrrrrrrrl")
-    lines.append(f"\nRandom weights, float32, three steps each (pre-training: two); {machine}.\n")
+    lines.append(f"\nRandom weights, float32, three steps each; {machine}.\n")
     if {SHARED, PASS} <= record.keys():
         shared, alone = (record[name]["measured"] for name in (SHARED, PASS))
         lines.append(
             f"Shared trunk, 424 M: {shared / MIB:,.0f} MiB, {shared / alone:.2f} times the {alone / MIB:,.0f} MiB of "
-            "the teacher's weights and the graph of its own distributions at the same states.\n"
+            "the teacher's weights and the graph of its own laws at the same states.\n"
         )
     if (two := record.get("two processes")) is not None:
         body = []
@@ -266,7 +266,7 @@ def page(args: argparse.Namespace) -> None:
             speed, low, high = two[name]["speed"]
             body.append([label, f"{speed:.2f} [{low:.2f}, {high:.2f}]", f"{two[name]['gap']:.1e}"])
         lines += [f"`{two['command']}`\n", *markdown_table(TWO_HEADER, body)]
-        lines.append(f"\nOne thread a process, gloo; the largest weight is {two['largest']:.2g}; {machine}.")
+        lines.append(f"\nOne thread a process, gloo; the greatest weight is {two['largest']:.2g}; {machine}.")
     lines.append("\n## What doctor says of the paper's runs\n")
     for words in ("owt-169m", "owt-424m"):
         command = [sys.executable, "-m", "didi", "doctor", *words.split()]
