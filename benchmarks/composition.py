@@ -32,7 +32,8 @@ from didi.markdown import markdown_table
 from didi.methods import method_of
 from didi.sampling.options import DEFAULT_SAMPLER
 
-LESSONS = 600
+GUIDANCE_STEPS = 600
+"""Training steps of a discriminator for an unchanged student."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class Composition:
 
     Attributes:
         half: half the sequence passes of the comparison.
-        judged: flags of ``didi evaluate``.
+        evaluation_flags: flags of ``didi evaluate``.
         chains: pairs of methods, one after the other.
         guided: methods whose students are sampled with guidance, at 2, 4 and 8 moves.
     """
 
     half: float
-    judged: str
+    evaluation_flags: str
     chains: tuple[Chain, ...]
     guided: tuple[str, ...] = ()
 
@@ -87,12 +88,14 @@ COMPOSITIONS = {
 GUIDED_NFES = (2, 4, 8)
 
 
-def rows_of(bundle: str, folder: Path, judged: str, nfes: Sequence[int], *samplers: str) -> list[dict[str, Any]]:
+def rows_of(
+    bundle: str, folder: Path, evaluation_flags: str, nfes: Sequence[int], *samplers: str
+) -> list[dict[str, Any]]:
     """Divergences of a student; a complete measurement in ``folder`` is reused."""
     metrics = folder / "metrics.json"
     if not metrics.is_file() or len(json.loads(metrics.read_text("utf-8"))) < len(nfes) * len(samplers):
         moves = [str(nfe) for nfe in nfes]
-        asked = ["--model", bundle, "--role", "student", *judged.split(), "--nfe", *moves]
+        asked = ["--model", bundle, "--role", "student", *evaluation_flags.split(), "--nfe", *moves]
         command("evaluate", *asked, "--sampler", *samplers, "--out", str(folder), "--overwrite")
     rows = json.loads(metrics.read_text("utf-8"))
     return [{name: row.get(name) for name in ("sampler", "nfe", "kl", "joint_kl", "pair_kl")} for row in rows]
@@ -121,21 +124,23 @@ def chained(scale: str, chain: Chain, plan: MethodPlan, study: Study, number: in
         method = ["--method", method_of(run.config).name]
         bundle = distilled(folder / name, "--config", settings_of(study, run), *method, *start, *half)
         passes += sequence_passes(folder / name / "metrics.jsonl")
-    rows = rows_of(bundle, folder / "evaluation", about.judged, chain.nfes, DEFAULT_SAMPLER)
+    rows = rows_of(bundle, folder / "evaluation", about.evaluation_flags, chain.nfes, DEFAULT_SAMPLER)
     return {"case": chain.name, "seed": plan.seeds[number], "passes": passes, "rows": rows}
 
 
 def guided(scale: str, method: str, plan: MethodPlan, study: Study, number: int, out: Path) -> dict[str, Any]:
     """Train a discriminator for a student of the study, and measure the student with and without guidance by it."""
     folder, run = out / f"guided-{method}-{number}", plan.runs(method)[number]
-    lessons = ["--loop.steps", "0", "--discriminator.warmup-steps", "0", "--discriminator.guidance-nfe", "4"]
+    only_discriminator = ["--loop.steps", "0", "--discriminator.warmup-steps", "0", "--discriminator.guidance-nfe", "4"]
     teacher = run.config.teacher  # type: ignore[union-attr]
-    judged = distilled(
-        folder / "lessons", teacher, "--start", study.bundle_path(run), "--discriminator.guidance-steps", str(LESSONS),
-        "--seed", str(run.config.seed), *lessons,
+    bundle = distilled(
+        folder / "guidance", teacher, "--start", study.bundle_path(run), "--discriminator.guidance-steps",
+        str(GUIDANCE_STEPS), "--seed", str(run.config.seed), *only_discriminator,
     )  # fmt: skip
-    rows = rows_of(judged, folder / "evaluation", COMPOSITIONS[scale].judged, GUIDED_NFES, "ancestral", "guided")
-    passes = sequence_passes(folder / "lessons" / "metrics.jsonl")
+    rows = rows_of(
+        bundle, folder / "evaluation", COMPOSITIONS[scale].evaluation_flags, GUIDED_NFES, "ancestral", "guided"
+    )
+    passes = sequence_passes(folder / "guidance" / "metrics.jsonl")
     return {"case": method, "seed": run.config.seed, "passes": passes, "rows": rows}
 
 
@@ -215,7 +220,7 @@ def main(words: Sequence[str] | None = None) -> None:
     lines += guided_table(ranked, methods) if methods else []
     record = {
         "machine": machine_name(),
-        "lessons": LESSONS,
+        "guidance_steps": GUIDANCE_STEPS,
         "cases": [*itertools.chain.from_iterable(cases.values()), *ranked],
     }
     write_json(DOCS / "results" / f"composition-{args.scale}.json", record)

@@ -64,7 +64,7 @@ def main() -> None:
     lines = markdown_table(header, table)
     lines.append(
         f"\nThe teacher `markov` under its exact judge, {args.seeds} seeds from 30,000 of {args.samples} samples; ± is "
-        f"the chance of so few seeds; {machine_name(torch.device('cpu'))}."
+        f"the 95% sampling error of a fraction with so many seeds; {machine_name(torch.device('cpu'))}."
     )
     renew(DOCS / "evaluation.md", "coverage.py", lines)
 

@@ -4,8 +4,8 @@
     python benchmarks/exact_world.py students BUNDLE [BUNDLE ...]
     python benchmarks/exact_world.py page
 
-``world`` takes twenty minutes on one core, mostly for the descents of K = 4 and 8. Figures are written to
-docs/results/exact-limits.json, tables to docs/evaluation.md.
+``world`` takes twenty minutes on one core, mostly for the gradient descents of K = 4 and 8 moves. Figures are
+written to docs/results/exact-limits.json, tables to docs/evaluation.md.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def students(paths: Sequence[str]) -> list[dict]:
         bundle = didi.load(path)
         settings, judged = bundle.provenance["settings"], ExactRows(bundle)
         if settings["objective"]["moves"] not in STUDENT_MOVES:
-            raise SystemExit(f"students are those of {STUDENT_MOVES} moves; {path} was made for others")
+            raise SystemExit(f"students are those of {STUDENT_MOVES} moves; {path} was trained for another number")
         figures = {k: asdict(judged(chain, SamplingOptions(role="student"), k)) for k in STUDENT_MOVES}
         row = {
             "moves": settings["objective"]["moves"],

@@ -80,7 +80,7 @@ def pretrain(recipe: str, steps: int, out: Path) -> None:
         command("pretrain", recipe, "--max-steps", str(steps), "--out", str(bundle.parent), "--overwrite")
 
 
-def asked(plan: dict[str, Any], method: str, flags: str) -> str:
+def trial_digest(plan: dict[str, Any], method: str, flags: str) -> str:
     """Digest of everything that a trial depends on, so that it is repeated if the plan changes."""
     about = {name: plan[name] for name in ("seed", "passes", "nfe", "evaluate")}
     if "pretrained" in plan:
@@ -116,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     plan = yaml.safe_load((TRIALS / f"{args.world}.yaml").read_text("utf-8"))
     named = [
-        (method, flags, args.out / f"{method}-{asked(plan, method, flags)}")
+        (method, flags, args.out / f"{method}-{trial_digest(plan, method, flags)}")
         for method, about in plan["methods"].items()
         for flags in about["trials"]
     ]

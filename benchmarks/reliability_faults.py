@@ -139,7 +139,7 @@ def damaged(num: int, folder: Path, *, seed: int = 0) -> dict[str, int]:
 
 
 def terminated(num: int, folder: Path, *, seed: int = 0) -> dict[str, float]:
-    """Stop runs with SIGTERM, as a scheduler does, at random times, and resume them.
+    """Stop runs with SIGTERM, as a batch scheduler does, at random times, and resume them.
 
     Counts runs, and runs equal to an uninterrupted run; ``seconds`` is the longest time to save the state.
     """

@@ -102,7 +102,10 @@ def main() -> None:
         config = replace(config, objective=replace(config.objective, trajectory="path", moves=moves))
     is_plain = config.loop.accumulation == config.discriminator.steps_per_student_step == 1
     if not (is_plain and config.objective.trajectory != "one-step" and config.discriminator.is_time_conditioned):
-        parser.error("the passes counted here are those of one discriminator update and two moves a step")
+        parser.error(
+            "the counted passes are those of one discriminator update and two moves or more in a step, without "
+            f"accumulation, with time input of the discriminator; {args.recipe} differs: choose another recipe"
+        )
     teacher = didi.load(config.teacher)
     with tempfile.TemporaryDirectory() as folder:
         source = distillation_source(config, teacher)

@@ -91,7 +91,7 @@ def sampling(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str,
 
 
 def waits(bundle: Bundle, device: torch.device) -> str:
-    """Check that moves of the ancestral sampler do not make the host wait for the device: ``none``, or the error."""
+    """Check that moves of the ancestral sampler do not make the host wait for the device; ``none``, or the error."""
     network = bundle.denoiser()
     canvas = Canvas.blank(4, network.length, device)
     moves = Ancestral(network, bundle.process)(canvas, time_grid(NFE), SequenceNoise(0, range(4), device))
@@ -148,7 +148,7 @@ def distillation(recipe: str, device: torch.device, *, is_toy: bool) -> dict[str
 
 
 def tasks(device: torch.device, *, is_toy: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The measurements in the order of their worth."""
+    """The measurements, the most important first, since the time may not suffice for all."""
     with device:  # initial weights are drawn there: on the CPU that takes seconds
         bundle = random_bundle("markov" if is_toy else "owt-169m")
     bundle = replace(bundle, discriminator=None)

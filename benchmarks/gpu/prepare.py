@@ -68,7 +68,9 @@ def main() -> None:
         wheels(args.carried / WHEELS)
     size = sum(file.stat().st_size for file in args.carried.rglob("*") if file.is_file())
     if size > LIMIT_BYTES:
-        raise UsageError(f"what is carried is at most {LIMIT_BYTES / 2**20:g} MiB; got {size / 2**20:.1f} MiB")
+        raise UsageError(
+            f"the files in {args.carried} take at most {LIMIT_BYTES / 2**20:g} MiB; got {size / 2**20:.1f} MiB"
+        )
     print(f"{args.carried}: {size / 2**20:.1f} MiB, {len(data.train):,} training rows of {data.train.shape[1]} tokens")
 
 

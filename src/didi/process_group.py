@@ -46,23 +46,26 @@ class ProcessGroup:
         return rows[self.local_slice(len(rows))]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over processes."""
+        """Elementwise sum of ``values`` over processes; they have the same shape in all processes."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def mean(self, values: Tensor) -> Tensor:
-        """Elementwise mean over processes."""
+        """Elementwise mean of ``values`` over processes; they have the same shape in all processes."""
         return self.sum(values) / self.size
 
     def local_term_of_mean(self, values: Tensor) -> Tensor:
-        """Local term, a scalar, whose mean over processes is the mean of the values of all processes."""
+        """Local term, a scalar, whose mean over processes is the mean of the values of all processes.
+
+        Processes may have values of different shapes, also none; without any values the term is 0.
+        """
         num = self.mean(torch.tensor(float(values.numel()), device=values.device))
         return values.sum() / num.clamp(min=1 / self.size)
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Rows of all processes in the order of ranks, as many from each, without gradient."""
+        """Rows ``[n, ...]`` of each process as ``[size * n, ...]`` in the order of ranks, without gradient."""
         if self.size == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
@@ -154,7 +157,7 @@ class _FakeProcessGroup(ProcessGroup):
 
 @contextmanager
 def fake_process_group(size: int) -> Iterator[ProcessGroup]:
-    """Rank 0 of a group of ``size`` processes of which no other exists; what these would send is undefined.
+    """Rank 0 of a group of ``size`` processes of which the others do not exist; tensors from them are undefined.
 
     For runs whose values do not matter (``training.dry_run``).
     """

@@ -8,12 +8,12 @@ import pytest
 
 from didi.apps.reproduce import command
 from didi.apps.reproduce.cells import Cell, LikelihoodCell
-from didi.apps.reproduce.study import Sampling
+from didi.apps.reproduce.study import Sampling, Study, measure
 from didi.data.source import MarkovSource
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load, save
-from didi.models.discriminator import Discriminator
+from didi.models.discriminator import Discriminator, num_parameters
 
 TARGETS = ("figure1", "figure3", "table7")
 
@@ -101,6 +101,16 @@ def test_the_network_of_the_teachers_own_bundle_is_the_baseline_where_none_is_gi
         assert command._with_baseline(plan).baseline == expected
 
 
+@pytest.mark.slow  # imports transformers
+def test_a_cell_has_the_size_of_its_own_network(network, tmp_path):
+    source = {"provenance": {"corpus": "markov"}, "tokenizer": MarkovSource(8, 0).tokenizer}
+    bundle = str(save(Bundle(teacher=load("markov").teacher, autoregressive=network, **source), tmp_path / "both"))
+    study, cells = Study(tmp_path, Sampling(4, "markov")), [Cell(bundle, "autoregressive"), Cell(bundle, "teacher")]
+    measure(cells, study)
+    sizes = [study.record(cell)["num_parameters"] for cell in cells]
+    assert sizes == [num_parameters(network), num_parameters(load("markov").teacher)]
+
+
 def test_a_bundle_that_is_no_baseline_is_refused_before_any_work(network, tmp_path):
     words = [*TARGETS, "--baseline"]
     with pytest.raises(UsageError, match=r"names a bundle with an autoregressive network; markov holds .*teacher"):
@@ -108,6 +118,6 @@ def test_a_bundle_that_is_no_baseline_is_refused_before_any_work(network, tmp_pa
     with pytest.raises(UsageError, match="got 'nowhere'"):
         reproduce(tmp_path / "study", *words, "nowhere")
     other = save(Bundle(autoregressive=network, provenance={"corpus": "news"}), tmp_path / "other")
-    with pytest.raises(UsageError, match=r"is of its world; .*other is of news: leave it out"):
+    with pytest.raises(UsageError, match=r"is trained on its corpus; .*other is trained on news: leave it out"):
         reproduce(tmp_path / "study", *words, str(other))
     assert not (tmp_path / "study").exists()

@@ -43,7 +43,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["distill", "markov", "--out", "x", "--teacher", "nobody"], "got 'nobody'"),
         (["distill", "owt-169m", "--out", "x"], "needs a teacher"),
         (["pretrain", "markov", "--out", "x", "--preset", "paper"], "--preset is for distill"),
-        (["distill", "markov", "--out", "x", "--loop.log-every", "0"], "log_every is 1 or more; got 0"),
+        (["distill", "markov", "--out", "x", "--loop.log-every", "0"], "didi: log_every is 1 or more; got 0"),
         (["distill", "markov", "--out", "x", "--loop.accumulation", "0"], "accumulation is 1 or more; got 0"),
         (["distill", "markov", "--out", "x", "--student-optimizer.beta1", "1.5"], "beta1 lies in [0, 1); got 1.5"),
         (["distill", "markov", "--out", "x", "--discriminator.label-smoothing", "1"], "label_smoothing lies in [0, 1)"),
@@ -71,14 +71,16 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         ),
         (
             ["likelihood", "--model", "markov", "--num-draws", "0"],
-            "num-draws, num-sequences and batch-size are 1 or more",
+            "--num-draws is 1 or more; got 0",
         ),
         (["compare", "a"], "didi compare takes two folders or more"),
         (["compare", "a", "a"], "the folders of didi compare differ from each other; got a twice"),
         (["compare", "a", "b", "c/../a"], "the folders of didi compare differ from each other; got a twice"),
         (["compare", "a", "b"], "a was not written by didi evaluate (a/metrics.json: No such file or directory)"),
         (["likelihood", "--model", "markov", "--role", "autoregressive"], "has no autoregressive"),
-        (["bench", "--model", "markov", "--rounds", "0"], "rounds, nfe and batch sizes are 1 or more"),
+        (["bench", "--model", "markov", "--rounds", "0"], "--rounds is 1 or more; got 0"),
+        (["bench", "--model", "markov", "--nfe", "4", "0"], "--nfe is 1 or more; got 0"),
+        (["bench", "--model", "markov", "--methods"], "--methods is one value or more; got none: leave"),
         (["bench", "--model", "owt-170m"], "got 'owt-170m'"),
         (
             ["bench", "--model", "markov", "--methods", "ancestral", "trunk", "--guidance.num-candidates", "3"],
@@ -86,8 +88,12 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         ),
         (["doctor"], "the recipe comes first: didi doctor RECIPE"),
         (["doctor", "owt-424"], "did you mean 'owt-424m'?"),
-        (["doctor", "markov", "--device", "h1000"], "a device is one of h100"),
-        (["doctor", "markov", "--num-processes", "0"], "num-processes is 1 or more"),
+        (
+            ["doctor", "markov", "--device", "h1000"],
+            "--device is one of h100, h200, a100, l40s, rtx4090, this; got 'h1000'; did you mean 'h100'?",
+        ),
+        (["doctor", "markov", "--num-processes", "0"], "--num-processes is 1 or more; got 0"),
+        (["doctor", "markov", "--utilisation", "0"], "--utilisation lies in (0, 1]; got 0.0"),
         (["doctor", "markov", "--num-processes", "7"], "a multiple of their number; got 128 and 7 processes"),
         (["bench", "--model", "nothing", "--random"], "a recipe of a teacher is one of"),
         (["bench", "--model", "markov", "--length", "99"], "length lies in [1, 32]"),
@@ -157,8 +163,11 @@ def test_a_misspelt_bundle_has_a_suggestion(didi, line, tmp_path, monkeypatch):
             ["--num-sample", "1"],
             "didi generate has no option --num-sample; did you mean --num-samples? See didi generate",
         ),
-        (["--role", "best"], "Expected one of ('student', 'teacher', 'autoregressive'); see didi generate --help"),
-        (["--nfe", "x"], "with base 10: 'x'; see didi generate --help"),
+        (["--role", "best"], "didi: --role is one of student, teacher, autoregressive; got 'best'\n"),
+        (["--role", "studnt"], "got 'studnt'; did you mean 'student'?\n"),
+        (["--times", "1", "x"], "didi: --times does not take the values '1', 'x'; see didi generate --help\n"),
+        (["--nfe", "x"], "didi: --nfe is an integer; got 'x'\n"),
+        (["--temperature", "hot"], "didi: --temperature is a number; got 'hot'\n"),
     ],
 )
 def test_a_line_of_the_parser_is_punctuated(didi, words, message):
@@ -246,12 +255,23 @@ def test_help_says_what_a_flag_without_a_value_is(didi, name):
     assert " STR " in out
 
 
+def test_help_has_no_line_breaks_of_the_source(didi, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    out = didi("generate", "--help")[1]
+    assert "A step takes at most one network pass, with reparam at most two. (default: unset)" in out
+    assert "several numbers are used in turn. By default the length of the model's context. (default: unset)" in out
+    assert "(default: )" not in out
+
+
 @pytest.mark.slow
 def test_none_unsets_what_a_recipe_sets_and_nothing_else(didi, tmp_path):
     words = ["distill", "markov", "--out", tmp_path / "x", "--max-steps", "0"]
     assert "--max-steps is 1" in didi(*words, "--data.tokenizer", "None")[2]
     assert "got 'None'" in didi("generate", "--model", "None")[2]
-    assert "invalid choice" in didi("generate", "--model", "markov", "--role", "None")[2].lower()
+    assert (
+        "--role is one of student, teacher, autoregressive; got 'None'"
+        in didi("generate", "--model", "markov", "--role", "None")[2]
+    )
 
 
 @pytest.mark.parametrize("words", [["foo"], ["distill", "zzz"], ["assets", "fetch", "qqq"], ["doctor", "zzz"]])

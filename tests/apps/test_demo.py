@@ -8,7 +8,7 @@ import torch
 
 from didi.apps import demo
 from didi.apps.train import distill_run
-from didi.errors import Interrupted
+from didi.errors import Interrupted, UsageError
 from didi.evaluation.judges import load_judge
 from didi.recipes import DISTILL
 from didi.training.loop import RunFolder
@@ -43,15 +43,28 @@ def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, t
     assert all(row["seed"] == 1 for row in rows)  # the seed of the distillation plus 1
     for name in ("report.md", "perplexity.png", "samples.jsonl"):
         assert (tmp_path / "demo/results" / name).is_file()
-    summary = (
-        "demo student: 1 + 2 steps of 4 paths just now; student: the bundled one, 1 + 1 of 4"  # not the recipe's 100
-    )
+    summary = "demo student: 1 + 2 steps of 4 sequences; student: the bundled one, 1 + 1 of 4"  # not the recipe's 100
     assert summary in " ".join(out.split())
     assert "step 3/3" in err
 
     demo.demo(words)
     assert "step 3/3" not in capsys.readouterr().err
     assert json.loads((tmp_path / "demo/results/metrics.json").read_text())[1]["gen_ppl"] == rows[1]["gen_ppl"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--steps", "--steps is 1 or more; got -1"),
+        ("--warmup-steps", "--warmup-steps is 0 or more; got -1"),
+        ("--batch-size", "--batch-size is 1 or more; got -1"),
+        ("--num-samples", "--num-samples is 1 or more; got -1"),
+    ],
+)
+def test_a_wrong_number_is_refused_before_the_distillation(flag, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "fetch", None)  # a call would raise another error
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        demo.demo([flag, "-1", "--out", str(tmp_path)])
 
 
 def test_a_demo_that_is_stopped_names_no_flag_that_it_does_not_have(monkeypatch, tmp_path):

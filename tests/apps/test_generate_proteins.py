@@ -51,7 +51,7 @@ def test_a_replay_has_the_largest_length_by_default(model, tmp_path, capsys):
 
 
 def test_fasta_of_text_is_refused():
-    with pytest.raises(UsageError, match="--format fasta writes proteins; markov is no model of them"):
+    with pytest.raises(UsageError, match="--format fasta writes proteins; markov is not a protein model"):
         run_generate(["--model", "markov", "--format", "fasta"])
 
 
@@ -88,7 +88,7 @@ def test_regions_of_a_file_are_redesigned(model, templates, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--redesign", "1"], "give --proteins FILE"),
+        (["--redesign", "1"], "add --proteins FILE"),
         (["--proteins", "FILE", "--length", "9"], "leave --length out"),
         (["--proteins", "FILE", "--prefix", "MK"], "leave --prefix out"),
         (["--proteins", "FILE", "--redesign", "7-9"], "protein record-2: a region lies within the 6 residues"),

@@ -130,7 +130,7 @@ def test_an_export_replaces_nothing_but_an_export(didi, exact_bundle, checkpoint
     (tmp_path / "public" / "thesis.tex").touch()
     status, _, error = didi("convert", "export", exact_bundle, "--out", tmp_path / "public", "--overwrite")
     assert status == 2
-    assert error.endswith(f"{tmp_path / 'public'} is there: choose another\n")
+    assert error.endswith(f"{tmp_path / 'public'} exists: choose another\n")
     assert (tmp_path / "public" / "thesis.tex").exists()
 
 

@@ -42,9 +42,12 @@ def test_a_peer_is_given_once(tmp_path):
         (["figure3", "--scale", "tiny", "--peers", "prose"], "--peers is read by figure1 and table7; got figure3"),
         (
             ["table7", "--scale", "markov", "--peers", "tiny-news"],
-            "of --scale markov are of its corpus; tiny-news is of news",
+            "of --scale markov are trained on its corpus; tiny-news is trained on news",
         ),
-        (["table7", "--scale", "tiny", "--peers", "markov"], "of --scale tiny are of its corpus; markov is of markov"),
+        (
+            ["table7", "--scale", "tiny", "--peers", "markov"],
+            "of --scale tiny are trained on its corpus; markov is trained on markov",
+        ),
     ],
 )
 def test_peers_that_do_not_fit_are_refused_before_any_work(tmp_path, words, message):

@@ -196,7 +196,7 @@ def test_an_unavailable_teacher_is_refused(stand_ins, monkeypatch):
         (["table2", "--scale", "exact", "--methods", "didi"], "one of figure1, figure3, table1 or all; got 'table2'"),
         (["table1", "--scale", "exact", "--methods", "didi", "--teacher", "exact"], "--teacher is not read with"),
         (["table1", "--scale", "tiny", "--methods", "didi", "--peers", "prose"], "--peers is not read with --methods"),
-        (["table1", "--scale", "exact", "--methods", "didi", "--seeds", "0"], "seeds and workers are 1 or more"),
+        (["table1", "--scale", "exact", "--methods", "didi", "--seeds", "0"], "--seeds is 1 or more; got 0"),
     ],
 )
 def test_wrong_use_is_one_line_before_any_work(tmp_path, monkeypatch, words, message):

@@ -94,9 +94,11 @@ def test_a_trial_that_fails_says_why(tmp_path):
 
 def test_a_trial_is_run_again_where_the_plan_has_changed():
     plan = PLANS["exact"]
-    names = {method_search.asked(plan, "didi", ""), method_search.asked(plan, "didi", "--rounds 2")}
-    names |= {method_search.asked({**plan, name: value}, "didi", "") for name, value in (("seed", 3), ("passes", 5))}
-    names.add(method_search.asked({**plan, "pretrained": {"exact-ar": 7}}, "didi", ""))
+    names = {method_search.trial_digest(plan, "didi", ""), method_search.trial_digest(plan, "didi", "--rounds 2")}
+    names |= {
+        method_search.trial_digest({**plan, name: value}, "didi", "") for name, value in (("seed", 3), ("passes", 5))
+    }
+    names.add(method_search.trial_digest({**plan, "pretrained": {"exact-ar": 7}}, "didi", ""))
     assert len(names) == 5
     methods = {**plan["methods"], "didi": {"trials": ["--rounds 2"]}}
-    assert method_search.asked({**plan, "methods": methods}, "didi", "") in names
+    assert method_search.trial_digest({**plan, "methods": methods}, "didi", "") in names

@@ -117,7 +117,9 @@ def test_a_port_that_is_taken_is_one_line(process):
     command = [sys.executable, "-m", "didi", "serve", "exact", "--port", port]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 1
-    assert found.stderr.splitlines()[-1].startswith(f"didi: cannot listen at 127.0.0.1:{port}; choose another port")
+    assert found.stderr.splitlines()[-1].startswith(
+        f"didi: cannot listen on 127.0.0.1:{port}, which is in use; choose another port"
+    )
     assert "Traceback" not in found.stderr
 
 

@@ -29,7 +29,7 @@ def restored():
 def test_an_address_of_another_machine_is_refused_with_the_cause(toy):
     """192.0.2.0/24 is reserved for documentation."""
     settings = ServerSettings(token="x")
-    with pytest.raises(DidiError, match=r"^cannot listen at 192\.0\.2\.1:8000: .*assign requested address"):
+    with pytest.raises(DidiError, match=r"^cannot listen on 192\.0\.2\.1:8000: .*assign requested address"):
         serve(make_app({"toy": toy}, settings), settings, "192.0.2.1", 8000)
 
 

@@ -118,6 +118,17 @@ def test_without_a_ramp_the_average_decays_from_the_first_update():
     assert average.module.weight.item() == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("is_changed", [False, torch.tensor(False)])
+def test_a_skipped_step_does_not_change_the_average(is_changed):
+    network = nn.Linear(1, 1, bias=False)
+    average = Average(network, 0.9)
+    average.update_parameters(network)
+    before = average.module.weight.item()
+    nn.init.constant_(network.weight, 5.0)
+    average.update_parameters(network, is_changed)
+    assert (average.module.weight.item(), int(average.n_averaged)) == (before, 1)
+
+
 @pytest.mark.parametrize("is_ramped", [True, False])
 def test_averages_decided_on_the_device_equal_those_of_the_host(is_ramped):
     network = nn.Linear(3, 1)

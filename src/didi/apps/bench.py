@@ -12,6 +12,7 @@ import torch
 from didi.apps.options import GuidanceFlags, guidance_from_flags
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
+from didi.arguments import listed, whole_number
 from didi.diffusion.absorbing import Absorbing
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
@@ -40,7 +41,7 @@ class BenchCommand:
     random: bool = False
     """Random weights in the shape of the recipe called --model, also where a bundle has that name."""
     role: Role | None = None
-    """Which network is timed; the student if there is one, by default. A bundle with an autoregressive network alone is
+    """Network to time; by default the student if the bundle has one. A bundle with an autoregressive network alone is
     timed with --methods autoregressive."""
     nfe: tuple[int, ...] = (16,)
     """Numbers of moves."""
@@ -49,8 +50,9 @@ class BenchCommand:
     length: int | None = None
     """Positions; the model's context by default."""
     methods: tuple[Method, ...] | None = None
-    """Contestants; by default those of the process. 'trunk' and 'guided floor' are the bare network passes of masked
-    diffusion; 'passes' are those of other processes, with the vocabulary head at every predicted position."""
+    """Methods to time; by default those for the model's diffusion process. 'trunk' and 'guided floor' are the bare
+    network passes of masked diffusion; 'passes' are those of other processes, with the vocabulary head at every
+    predicted position."""
     rounds: int = 5
     """Timed rounds, after one that warms up; all methods take part in each."""
     memory: bool = True
@@ -59,7 +61,7 @@ class BenchCommand:
     """Number formats of the trunk, each timed; draws are always float64. The published algorithm and the autoregressive
     model run in the first."""
     compile: bool = False
-    """Time each of them compiled (torch.compile) as well."""
+    """Time each of these formats with torch.compile as well."""
     guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
     out: Path | None = None
     """Folder for bench.json and bench.md."""
@@ -117,12 +119,12 @@ def _check_guidance(command: BenchCommand, methods: Sequence[Method]) -> None:
 def bench(args: Sequence[str]) -> None:
     """Run ``didi bench`` with the arguments after the command's name."""
     command = parse(BenchCommand, args, prog="didi bench")
-    if command.methods == ():
-        raise UsageError("methods are one or more; got none")
-    if not command.network:
-        raise UsageError("networks are one or more; got none")
-    if command.rounds < 1 or not command.nfe or min(command.nfe) < 1 or min(command.batch_size, default=0) < 1:
-        raise UsageError("rounds, nfe and batch sizes are 1 or more")
+    whole_number("--rounds", command.rounds, low=1)
+    listed("--methods", command.methods)
+    listed("--network", command.network)
+    for flag, values in (("--nfe", command.nfe), ("--batch-size", command.batch_size)):
+        for value in listed(flag, values):
+            whole_number(flag, value, low=1)
     refuse_existing(command.out, ("bench.json", "bench.md"), overwrite=command.overwrite)
     is_random = command.random or (command.model in teacher_names() and command.model not in bundled_names())
     load_bundle = partial(_bundle, command.model, command.role, is_random=is_random)

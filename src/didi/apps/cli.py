@@ -16,18 +16,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("didi.apps.train:pretrain", "pre-train a teacher of masked or uniform-state diffusion"),
     "distill": ("didi.apps.train:distill", "distil a teacher into a few-step student"),
     "generate": ("didi.apps.generate:run_generate", "write texts from a model"),
-    "serve": ("didi.apps.serve:run_serve", "an HTTP server: completions, and sequences move by move"),
-    "evaluate": ("didi.apps.evaluate:run_evaluate", "judge a model's samples: metrics, table, figure"),
-    "compare": ("didi.apps.compare:run_compare", "two evaluations or more, pair by pair and at equal entropy"),
+    "serve": ("didi.apps.serve:run_serve", "serve models over HTTP: completions, and sequences move by move"),
+    "evaluate": ("didi.apps.evaluate:run_evaluate", "score a model's samples with a judge: metrics, table, figure"),
+    "compare": (
+        "didi.apps.compare:run_compare",
+        "compare evaluated models: paired differences, and perplexity at equal entropy",
+    ),
     "likelihood": (
         "didi.apps.likelihood:run_likelihood",
-        "perplexity of the networks themselves on held-out and zero-shot corpora",
+        "perplexity of held-out and zero-shot corpora under a model's networks",
     ),
-    "reproduce": ("didi.apps.reproduce.command:reproduce", "tables and figures of the paper, by one command"),
-    "bench": ("didi.apps.bench:bench", "time and memory of sampling on this machine, side by side"),
+    "reproduce": ("didi.apps.reproduce.command:reproduce", "make the tables and figures of the paper"),
+    "bench": ("didi.apps.bench:bench", "time and memory of sampling on this machine, beside published algorithms"),
     "convert": (
         "didi.apps.convert:run_convert",
-        "public MDLM, Duo, SDTT, SEDD and DiDi checkpoints into bundles, and back",
+        "make bundles of public checkpoints, such as MDLM, Duo or GPT-2; export a bundle",
     ),
     "doctor": (
         "didi.apps.doctor:doctor",

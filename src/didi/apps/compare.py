@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -19,10 +20,13 @@ from didi.files import write_atomically
 
 @dataclass(frozen=True)
 class CompareCommand:
-    """Compare models that didi evaluate measured with the same flags: didi compare FOLDER FOLDER... [--out DIR]."""
+    """Compare models that didi evaluate measured with equal flags: didi compare FOLDER FOLDER... [--out DIR]."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
-    """The --out of two evaluations or more; each model is compared with the first."""
+    folders: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="FOLDER FOLDER...", help_behavior_hint="(required)"),
+    ]
+    """The --out folders of two evaluations or more; each model is compared with the first."""
     out: Path | None = None
     """Folder for compare.md and frontier.png."""
     overwrite: bool = False

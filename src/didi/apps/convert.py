@@ -41,7 +41,8 @@ class ConvertCommand:
 
     LAYOUT is one of mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm, antiberty. SRC is a file, a folder or a Hub
     repository OWNER/NAME; gpt2 also takes gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2, and antiberty takes
-    antiberty. The network of gpt2 has the role autoregressive.
+    antiberty. The network of gpt2 has the role autoregressive. The opposite, from a bundle to the mdlm layout, is didi
+    convert export BUNDLE --out FOLDER.
     """
 
     out: Path
@@ -57,7 +58,8 @@ class ConvertCommand:
     num_heads: int | None = None
     """Attention heads, if neither config.json nor the rotary frequencies determine them."""
     length: int | None = None
-    """Context length; config.json's, or 1024 (gpt2: that of the weights; esm2 and dplm: in positions)."""
+    """Context length; by default that of config.json, else 1024 (gpt2: that of the weights; esm2 and dplm: in
+    positions)."""
     tokenizer: str | None = None
     """gpt2, a tokenizer.json, a Hub name, or none; by default tokenizer.json beside the checkpoint, or gpt2 for a
     network with its vocabulary size."""
@@ -65,16 +67,18 @@ class ConvertCommand:
     """didi: file of the discriminator; by default discriminator.safetensors beside the checkpoint, if it exists."""
     block_layout: BlockLayout | None = None
     """Layout of the rows that the network was trained on, also used by a distillation: bos-eos (BOS, L - 2 tokens, EOS)
-    or stream; by default config.json's, or that of the public checkpoints (sedd and gpt2: stream, others: bos-eos)."""
+    or stream; by default that of config.json, else that of the public checkpoints (sedd and gpt2: stream, others:
+    bos-eos)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub repository (the rounds of sdtt are revisions)."""
     nfe: int | None = None
-    """Moves that a student is meant for, the default of didi generate; config.json's intended_nfe, or not recorded."""
+    """Number of moves that a student was trained for, which becomes the default of didi generate; by default
+    intended_nfe of config.json, else not recorded."""
 
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """Write a bundle's network in the public MDLM layout: didi convert export BUNDLE --out FOLDER."""
+    """Write a network of a bundle in the public MDLM layout: didi convert export BUNDLE --out FOLDER."""
 
     out: Path
     """New folder for config.json, model.safetensors and tokenizer.json."""
@@ -196,7 +200,7 @@ def export(bundle: Bundle, out: Path, role: Role | None = None, *, overwrite: bo
     is_export = out.is_dir() and {path.name for path in out.iterdir()} <= EXPORTED
     if out.exists() and not (overwrite and is_export):
         fix = "add --overwrite to replace it, or choose another" if is_export else "choose another"
-        raise UsageError(f"--out names a new folder; {out} is there: {fix}")
+        raise UsageError(f"--out names a new folder; {out} exists: {fix}")
     weights, shape = mdlm_state_dict(network), network.config
     config = {
         "model_type": "mdlm",

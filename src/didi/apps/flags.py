@@ -1,14 +1,19 @@
 """Rules for the parser, tyro: how values of flags are read, and how ``--help`` shows them."""
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from types import NoneType
-from typing import Any, Union, get_args
+from typing import Any, Union, get_args, get_origin
 
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
     PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
     UnsupportedTypeAnnotationError,
 )
 
@@ -16,12 +21,15 @@ Spec = PrimitiveConstructorSpec | UnsupportedTypeAnnotationError
 FLAG = re.compile(r"--[a-z][\w.-]*")
 NUMBER = re.compile(r"-[\d.][\d.eE+-]*|-inf|-nan")
 UNSET = "unset"
+LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n) *")
+"""A single line break and the indentation after it, but not the empty line between paragraphs."""
 
 
 def parsing_rules(*, reads_none: bool) -> ConstructorRegistry:
-    """Rules for optional values, as a context manager under which tyro uses them.
+    """Rules for optional values and for help, as a context manager under which tyro uses them.
 
-    Help shows only the type, ``STR`` instead of ``{None}|STR``, and ``(default: unset)`` for None.
+    Help shows only the type, ``STR`` instead of ``{None}|STR``, and ``(default: unset)`` for None and no values. The
+    help of a flag has no line breaks of the source.
 
     Args:
         reads_none: whether the word ``None`` is read as None, so that a value of a recipe can be unset; otherwise it is
@@ -38,7 +46,56 @@ def parsing_rules(*, reads_none: bool) -> ConstructorRegistry:
         spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(inner, info.markers))
         return _optional(spec, reads_none=reads_none) if isinstance(spec, PrimitiveConstructorSpec) else spec
 
+    active: set[str] = set()  # rules that ask the parser for its own spec, and are then called once more
+
+    @registry.primitive_rule
+    def several(info: PrimitiveTypeInfo) -> Spec | None:
+        if "several" in active or get_origin(info.type) is not tuple:
+            return None
+        with _added(active, "several"):
+            spec = ConstructorRegistry.get_primitive_spec(info)
+        return _several(spec) if isinstance(spec, PrimitiveConstructorSpec) else spec
+
+    @registry.struct_rule
+    def unwrapped(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if "unwrapped" in active:
+            return None
+        with _added(active, "unwrapped"):
+            spec = ConstructorRegistry.get_struct_spec(info)
+        return _with_unwrapped_help(spec) if isinstance(spec, StructConstructorSpec) else None
+
     return registry
+
+
+@contextlib.contextmanager
+def _added(names: set[str], name: str) -> Iterator[None]:
+    """Context in which ``names`` has ``name``."""
+    names.add(name)
+    try:
+        yield
+    finally:
+        names.remove(name)
+
+
+def _several(spec: PrimitiveConstructorSpec[Any]) -> PrimitiveConstructorSpec[Any]:
+    """The rule for a tuple, from the parser's own; help shows an empty tuple as unset."""
+    return dataclasses.replace(spec, str_from_instance=lambda value: spec.str_from_instance(value) or [UNSET])
+
+
+def _with_unwrapped_help(spec: StructConstructorSpec) -> StructConstructorSpec:
+    """The spec of a dataclass without the line breaks that the help of a field has in the source.
+
+    The parser removes them from lines without indentation only; it wraps lines at the width of the terminal.
+    """
+
+    def unwrapped(text: str | None) -> str | None:
+        return text and LINE_BREAK.sub(" ", text)
+
+    def shown(field: StructFieldSpec) -> StructFieldSpec:
+        text = field.helptext  # a function, which parses the source, is only called if help is shown
+        return dataclasses.replace(field, helptext=(lambda: unwrapped(text())) if callable(text) else unwrapped(text))
+
+    return dataclasses.replace(spec, fields=tuple(map(shown, spec.fields)))
 
 
 def _optional(spec: PrimitiveConstructorSpec[Any], *, reads_none: bool) -> PrimitiveConstructorSpec[Any]:

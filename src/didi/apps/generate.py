@@ -74,8 +74,8 @@ class GenerateCommand:
     """Text in which every [MASK] is one token to fill in; - reads it from standard input."""
     prompts: str | None = None
     """File of prompts, one a line, of any lengths; - is standard input. A line with a [MASK] is an infill text, others
-    are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed and length. Equal prompts have
-    equal samples; --num-samples draws several of each."""
+    are prefixes; or each line is a JSON object with prefix or infill, and optionally seed and length. Equal prompts
+    have equal samples; --num-samples draws several of each."""
     proteins: str | None = None
     """FASTA file of proteins to redesign; - is standard input. Residues X and those of --redesign are sampled, all
     others are kept. --num-samples draws several of each protein, by default 1."""
@@ -133,16 +133,18 @@ def run_generate(args: Sequence[str]) -> None:
     prompts = None if command.prompts is None else read_prompts(command.prompts)
     prompts = prompts if templates is None else list(templates.prompts)
     prefix, infill = text_or_input(command.prefix, "--prefix"), text_or_input(command.infill, "--infill")
-    if command.html or command.gif or command.race:
+    if command.html or command.gif or command.race or command.baseline is not None:
         run_replay(command, prefix, infill)
         return
     num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
     loaded = load(command.model).to(default_device())
     if not is_protein_tokenizer(loaded.tokenizer):
         if command.format == "fasta":
-            raise UsageError(f"--format fasta writes proteins; {command.model} is no model of them: use text or jsonl")
+            raise UsageError(
+                f"--format fasta writes proteins; {command.model} is not a protein model: use text or jsonl"
+            )
         if templates is not None:
-            raise UsageError(f"--proteins redesigns proteins; {command.model} is no model of them: use --infill")
+            raise UsageError(f"--proteins redesigns proteins; {command.model} is not a protein model: use --infill")
     if templates is not None:
         templates.check_lengths(loaded.network(command.role))
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
+from didi.arguments import whole_number
 from didi.data.markov import WORLDS
 from didi.data.zero_shot import unseen_stand_ins
-from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
 from didi.files import json_text, write_atomically
@@ -24,13 +24,14 @@ class LikelihoodCommand:
     model: str
     """A bundled name, a bundle folder or a Hub repository."""
     data: tuple[str, ...] = ()
-    """Corpora: the model's own (its test split); from the Hub, prepared as MDLM does, ptb wikitext lm1b lambada ag-news
-    pubmed arxiv; stand-ins brown-news wiki news-sentences brown-fiction news-titles brown-science brown-maths; files;
-    Hub data sets. By default the model's own corpus and the stand-ins that share no text with it."""
+    """Corpora: the name of the model's training corpus (its test split is scored); from the Hub, prepared as by MDLM,
+    ptb wikitext lm1b lambada ag-news pubmed arxiv; stand-ins for these from package registries, brown-news wiki
+    news-sentences brown-fiction news-titles brown-science brown-maths; files; Hub data sets. By default the training
+    corpus and the stand-ins that share no text with it."""
     role: tuple[Role, ...] = ()
     """student, teacher, autoregressive, or several; by default all networks of the bundle."""
     num_draws: int = 16
-    """Random masks of each sequence."""
+    """Random masks of each sequence, over which its NELBO is averaged."""
     num_sequences: int = 256
     """Randomly chosen sequences of each corpus; all sequences of a smaller corpus."""
     batch_size: int = 32
@@ -46,8 +47,8 @@ class LikelihoodCommand:
 def run_likelihood(args: Sequence[str]) -> None:
     """Run ``didi likelihood`` with the arguments after the command's name."""
     command = parse(LikelihoodCommand, args, prog="didi likelihood")
-    if min(command.num_draws, command.num_sequences, command.batch_size) < 1:
-        raise UsageError("num-draws, num-sequences and batch-size are 1 or more")
+    for name in ("num_draws", "num_sequences", "batch_size"):
+        whole_number(f"--{name.replace('_', '-')}", getattr(command, name), low=1)
     refuse_existing(command.out, ("likelihood.json", "likelihood.md"), overwrite=command.overwrite)
     bundle = load(command.model).to(default_device())
     roles = command.role or tuple(

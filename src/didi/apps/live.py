@@ -18,7 +18,7 @@ from didi.sampling.prompt import decode
 from didi.sampling.stream import Move
 
 MASK, MASKED, CHANGED = "▒", "dim", "bold green"
-PAUSE = 0.08  # minimum of seconds between states, so that the moves of a small model can be seen
+PAUSE = 0.08  # seconds after each move, so that the moves of a small model can be seen
 
 
 class LiveView:

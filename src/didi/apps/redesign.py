@@ -1,4 +1,4 @@
-"""Prompts of ``didi generate --proteins``: proteins of a FASTA file that are sampled again in part."""
+"""Prompts of ``didi generate --proteins``: proteins of a FASTA file of which some residues are sampled again."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ class Templates:
 
     Attributes:
         names: first word of each title; ``record-1`` and so on where a title is empty.
-        prompts: a prompt for each.
+        prompts: a prompt for each, of the same number and order.
     """
 
     names: Sequence[str]
@@ -52,7 +52,7 @@ def templates_of(command: Any) -> Templates | None:
     """
     if command.proteins is None:
         if command.redesign or command.keep:
-            raise UsageError("--redesign and --keep name regions of the proteins of a file; give --proteins FILE")
+            raise UsageError("--redesign and --keep name regions of the proteins of --proteins: add --proteins FILE")
         return None
     others = {"--prompts": command.prompts, "--prefix": command.prefix, "--infill": command.infill}
     if given := [flag for flag, value in ({**others, "--length": command.length or None}).items() if value is not None]:

@@ -1,4 +1,4 @@
-"""``didi generate`` with ``--html``, ``--gif`` or ``--race``: one text from each network, recorded move by move."""
+"""``didi generate`` with ``--html``, ``--gif`` or ``--race``: one text of each network, recorded move by move."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +29,13 @@ from didi.serving.replay import Lane, Replay, record_lane
 
 @dataclass(frozen=True)
 class Runner:
-    """A network of a race.
+    """A network of a race, or the only one of a replay.
 
     Attributes:
         loaded: its bundle as it was loaded.
         bundle: its bundle prepared for inference.
         options: sampling options.
-        nfe: number of moves; None for the default of the bundle.
+        nfe: number of moves, 1 or more; None for the default of the bundle.
     """
 
     loaded: Bundle
@@ -91,7 +91,9 @@ def _check(command: Any) -> None:
     if command.format == "fasta":
         raise UsageError("a replay prints --format text or jsonl; got fasta: choose one of them")
     if command.baseline is not None and not command.race:
-        raise UsageError(f"--baseline takes part in a race; got {command.baseline!r} without one: add --race")
+        raise UsageError(
+            f"--baseline is for --race; got {command.baseline!r} without --race: add it, or leave --baseline out"
+        )
     if command.race and (command.role is not None or command.sampler != "default"):
         raise UsageError("--race names roles and samplers, as in student:8:guided; leave --role and --sampler out")
     if command.gif is not None and len(command.race) > MAX_LANES:

@@ -1,11 +1,11 @@
-"""``didi serve``: models behind HTTP."""
+"""``didi serve``: serve models over HTTP."""
 
 import ipaddress
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -23,33 +23,35 @@ DEFAULT_PORT = 8000
 
 @dataclass(frozen=True)
 class ServeCommand:
-    """Serve models over HTTP: completions in OpenAI's form, and sequences move by move."""
+    """Serve models over HTTP: completions in the format of OpenAI's API, and sequences move by move."""
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="MODEL...", help_behavior_hint="(required)"),
+    ]
     """Bundled names, bundle folders or Hub repositories; NAME=MODEL gives a name that requests use."""
     host: str = "127.0.0.1"
-    """Address to listen at; other machines reach 0.0.0.0, which needs a token."""
+    """Address to listen on; an address that other machines reach, such as 0.0.0.0, needs a token."""
     port: int | None = None
-    """Port to listen at: by default that of the environment variable DIDI_SERVE_PORT, or 8000; 0 is a free one, which
-    the log names."""
+    """Port to listen on; by default the value of the environment variable DIDI_SERVE_PORT, or 8000; 0 selects a free
+    port, which is logged."""
     token: str | None = None
-    """Bearer token that requests need; better given in the environment variable DIDI_SERVE_TOKEN, which process lists
-    do not show."""
+    """Bearer token that requests need. Prefer the environment variable DIDI_SERVE_TOKEN: process lists show flags."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may use the server, such as https://example.org; none by default."""
+    """Origins whose pages may use the server (CORS), such as https://example.org; none by default."""
     network: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the networks' trunks; int8 is not offered, since its rounding depends on the
-    other sequences of a pass."""
+    """Number format of the networks' trunks; int8 is not offered, since its rounding depends on the other sequences of
+    a pass."""
     max_batch: int = ServerSettings.max_batch
-    """Sequences that run at the same time."""
+    """Largest number of sequences that run at the same time."""
     max_queue: int = ServerSettings.max_queue
-    """Requests that may wait; more are refused with status 429."""
+    """Largest number of waiting prompts; further requests are refused with status 429."""
     max_samples: int = ServerSettings.max_samples
-    """Sequences of a request."""
+    """Largest number of sequences of a request."""
     max_moves: int = ServerSettings.max_moves
-    """Sampling steps of a request."""
+    """Largest number of sampling steps of a request."""
     max_tokens: int | None = None
-    """Tokens of a sequence, its prompt included; by default the model's context length."""
+    """Largest number of tokens of a sequence, its prompt included; by default the model's context length."""
     timeout: float = ServerSettings.timeout
     """Seconds that a request may take, waiting included."""
     drain: float = ServerSettings.drain

@@ -14,7 +14,7 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.settings import CUSTOM, RENAMED_RECIPES, RunConfig
 from didi.models.untrusted import read_yaml, record_from
 from didi.recipes import recipe
-from didi.recipes.presets import PRESETS, preset
+from didi.recipes.presets import preset
 
 
 def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[Any, Any]:
@@ -36,8 +36,8 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
         UsageError: there is no recipe of that name, or an argument is invalid.
     """
     prog = f"didi {name}"
-    if (flag := early(args, "--recipe")) is not None:
-        raise UsageError(f"the recipe comes first: {prog} RECIPE [flags]; got --recipe {flag}")
+    if (value := early(args, "--recipe")) is not None:
+        raise UsageError(f"the recipe comes first: {prog} RECIPE [flags]; got --recipe {value}")
     has_recipe = bool(args) and not args[0].startswith("-")
     config_file, preset_name = early(args, "--config"), early(args, "--preset")
     overrides = _overrides_in(config_file)
@@ -56,7 +56,7 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
         if config_file is not None:
             raise UsageError("--preset changes a recipe and --config names settings; give one of them")
         if not isinstance(base, DistillConfig):
-            raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
+            raise UsageError(f"--preset is for distill; got it with {name}: leave it out")
         base = preset(base, preset_name)
     if overrides:
         base = record_from(type(base), base.upgraded(overrides, base), source=str(config_file), base=base)
@@ -67,7 +67,7 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
 
 
 def settings_named(args: Sequence[str], recipes: Mapping[str, RunConfig], default: RunConfig) -> RunConfig:
-    """Default settings of the type that a command needs, which depends on the method of its recipe.
+    """Default settings of the class that the arguments of a command need, which depends on the method.
 
     Args:
         args: the arguments after the command's name.

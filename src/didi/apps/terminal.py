@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from didi.apps.streams import flush_error, standard_streams
 from didi.apps.unexpected import unexpected
-from didi.errors import DidiError, Diverged, Interrupted, UsageError
+from didi.errors import DidiError, Diverged, Interrupted, UsageError, suggestion
 
 Parsed = TypeVar("Parsed")
 
-# Parameters of glibc's mallopt, and a size larger than any temporary tensor of a step.
+# Parameters of glibc's mallopt, and the largest value that it takes, an int.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGE = -1, -3, 2**31 - 1
 
 
@@ -56,7 +56,7 @@ def parse(
 
 
 def _one_line(box: str, prog: str) -> str:
-    """The error message of the parser, which is a box of several lines, as one line with the most similar option."""
+    """One line for an error message of the parser, which is a box of several lines: the flag, the rule, the value."""
     border = r"[│|╭╮╰╯─+-]*"  # ASCII if the terminal has no Unicode
     lines = [re.sub(rf"^{border} | {border}$|^{border}$", "", line).strip() for line in box.splitlines()]
     text = " ".join(line for line in lines if line and "full helptext" not in line)
@@ -71,7 +71,21 @@ def _one_line(box: str, prog: str) -> str:
     if match := re.search(r"Missing value for argument '(--[\w.-]+)", text):
         flag = match[1]
         return f"{flag} needs a value; write one that begins with two dashes as {flag}=VALUE; see {prog} --help"
+    if match := re.search(r"invalid choice '(.*?)' for argument '(--[\w.-]+)'\. Expected one of \((.+?)\)", text):
+        value, flag, choices = match[1], match[2], re.findall(r"'([^']+)'", match[3])
+        return f"{flag} is one of {', '.join(choices)}; got {value!r}{suggestion(value, choices)}"
+    for parsed, rule in (
+        ("invalid literal for int.. with base 10", "an integer"),
+        ("could not convert .*float", "a number"),
+    ):
+        if match := re.search(rf"Error parsing (--[\w.-]+): {parsed}: ('.*?')", text):
+            return f"{match[1]} is {rule}; got {match[2]}"
+    if match := re.search(r"Error parsing (--[\w.-]+): Could not find valid parse for arguments: \[(.*?)\]", text):
+        return f"{match[1]} does not take the values {match[2]}; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
+    text = re.sub(
+        r"^Error parsing config[\w.]*: ", "", text
+    )  # a dataclass of settings refuses a value in its own words
     text = text.split(" Argument helptext:")[0].rstrip(".")
     return f"{text}; see {prog} --help"
 

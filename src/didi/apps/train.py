@@ -30,8 +30,6 @@ from didi.training.fit import fitted_to_minutes, fitted_to_passes
 from didi.training.loop import RunFolder, run
 from didi.training.trainer import make_trainer
 
-Config = RunConfig
-
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -52,11 +50,11 @@ class RunOptions:
     """Sequence passes through networks in training; a pass with gradients counts as three. A budget for comparing
     methods that does not depend on the machine. The run is shortened to it, never lengthened beyond loop.steps."""
     method: str = "didi"
-    """distill: the method, a name in didi.methods.METHODS."""
+    """distill: didi, sdtt, dcd, dimo or mmd; a recipe of pretrain has its own method."""
     config: Path | None = None
     """A config.yaml of an earlier run, or any part of one, instead of a recipe or overriding it."""
     preset: str | None = None
-    """distill: the objective of the 'paper' or of the authors' 'released' code instead of the recipe's."""
+    """distill: objective instead of the recipe's: paper, released (authors' code) or two-moves (docs/recipes.md)."""
     device: str | None = None
     """cpu, cuda, cuda:1; by default the accelerator if there is one."""
 
@@ -211,7 +209,7 @@ def distill_run(
 
 
 @contextlib.contextmanager
-def _locked_and_prepared(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> Iterator[None]:
+def _locked_and_prepared(folder: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """Lock and prepare the folder of a run in the main process; its error is raised in all processes."""
     with contextlib.ExitStack() as stack:
         errors: list[Exception] = []
@@ -240,7 +238,7 @@ def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
     )
 
 
-def _block_layout(config: Config, teacher: Bundle | None) -> BlockLayout:
+def _block_layout(config: RunConfig, teacher: Bundle | None) -> BlockLayout:
     """Block layout of a run: that of the settings, else that of the teacher."""
     return config.data.block_layout or block_layout_of(teacher.provenance if teacher else {})
 
@@ -266,13 +264,13 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _yaml(config: Config) -> str:
+def _yaml(config: RunConfig) -> str:
     record = {"method": method_of(config).name} | asdict(config)
     return yaml.dump(record, Dumper=PlainDumper, sort_keys=False)
 
 
 def _finish(
-    bundle: Bundle, config: Config, folder: RunFolder, device: torch.device, layout: BlockLayout, **more: Any
+    bundle: Bundle, config: RunConfig, folder: RunFolder, device: torch.device, layout: BlockLayout, **more: Any
 ) -> Path:
     """Write the bundle with its provenance, and print its path; returns the path."""
     bundle.provenance = {

@@ -21,7 +21,7 @@ MAX_LANES, NUM_COLOURS = 3, 255
 
 
 def replay_gif(replay: Replay) -> bytes:
-    """The content of the GIF file.
+    """A replay as the bytes of a GIF file.
 
     The slowest lane takes ``PLAY_SECONDS``; the picture shows the speed relative to real time.
 

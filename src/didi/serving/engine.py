@@ -119,7 +119,7 @@ class Engine:
                     job.end(error)
 
     def _retry_after(self, num_waiting: int) -> int:
-        """Estimated seconds until half of the waiting jobs have ended, in [1, 60]."""
+        """Estimated seconds until half of the waiting jobs have ended, in [1, 60]; 1 before two jobs have ended."""
         if len(self._end_times) < 2:
             return 1
         rate = len(self._end_times) / max(time.monotonic() - self._end_times[0], 1e-3)

@@ -40,7 +40,7 @@ class Metrics:
         )
 
     def job_ended(self, job: Job) -> None:
-        """Count a job."""
+        """Count a job that has ended: its time in the queue, and its tokens or the reason of its failure."""
         if job.started:
             self.waited.observe(job.started - job.created)
         if job.error is None:

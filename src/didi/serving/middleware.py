@@ -40,7 +40,8 @@ class Guard:
             async with asyncio.timeout(self._settings.timeout):
                 body = await self._body(receive)
         except TimeoutError:
-            problem = Problem(408, "invalid_request_error", "the body took too long to arrive; send it at once")
+            message = f"a body arrives within {self._settings.timeout:g} s here; send it faster"
+            problem = Problem(408, "invalid_request_error", message)
             await problem.response()(scope, receive, send)
             return
         if body is None:

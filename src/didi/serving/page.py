@@ -10,10 +10,11 @@ STATIC = resources.files("didi.serving") / "static"
 
 
 def replay_page(replay: Replay) -> str:
-    """The content of the HTML file."""
+    """The HTML document of a replay."""
     heading = replay.prompt or "Without a prompt"
     models = ", ".join(dict.fromkeys(str(lane.settings["model"]) for lane in replay.lanes))
-    note = f"Model {models}. One text per lane, sampled alone; times of the moves were measured on {replay.machine}."
+    times = f"times of the moves were measured on {replay.machine}"
+    note = f"Model {models}. One text per network, each sampled alone; {times}."
     # A token with "</script>" would end the script element.
     data = json_text(replay.record(), ensure_ascii=False).replace("<", "\\u003c")
     parts = {

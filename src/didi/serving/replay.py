@@ -41,7 +41,7 @@ class ReplayMove:
 
 @dataclass(frozen=True)
 class Lane:
-    """One sequence from one network.
+    """One sequence of one network, and all its moves.
 
     Attributes:
         settings: output of ``sampling_record``: model, role, sampler, moves and all other settings of the sample.
@@ -85,7 +85,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Replay:
-    """Lanes of one prompt.
+    """Sequences of one or more networks for one prompt.
 
     Attributes:
         prompt: prefix or infill text; None for unconditional samples.

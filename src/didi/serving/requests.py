@@ -1,4 +1,4 @@
-"""Turns the body of a request into job specifications; raises an error if a limit is exceeded or a value is invalid."""
+"""Job specifications from the body of a request; raises an error if a limit is exceeded or a value is invalid."""
 
 import reprlib
 import secrets
@@ -128,7 +128,7 @@ def _spec(
     name = sampler_of(bundle, options)
     if plan.num_moves > settings.max_moves and not ignores_grid(bundle.network(options.role), name):
         raise UsageError(
-            f"a request has at most {settings.max_moves} moves here; got {plan.num_moves}: set nfe to less, or give "
+            f"a request has at most {settings.max_moves} moves here; got {plan.num_moves}: lower nfe, or give "
             "fewer times"
         )
     return JobSpec(model, model.role_of(options.role), name, seed, plan, frame)

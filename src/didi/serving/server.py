@@ -45,8 +45,8 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
     Args:
         app: application of ``app.make_app``.
         settings: settings of the application.
-        host: address to listen at.
-        port: port to listen at; 0 for a free port, which is logged.
+        host: address to listen on.
+        port: port to listen on; 0 for a free port, which is logged.
 
     Raises:
         DidiError: the application cannot start, or the address is not available.
@@ -61,8 +61,8 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
         cause = stop.__context__
         if not isinstance(cause, OSError):
             raise DidiError(NOT_STARTED) from stop
-        advice = "; choose another port, or stop what listens there"
+        advice = ", which is in use; choose another port, or stop the program that listens there"
         reason = advice if cause.errno == errno.EADDRINUSE else f": {cause.strerror or cause}"
-        raise DidiError(f"cannot listen at {host}:{port}{reason}") from stop
+        raise DidiError(f"cannot listen on {host}:{port}{reason}") from stop
     if not server.started:  # uvicorn before 0.54 returns without an exception
         raise DidiError(NOT_STARTED)

@@ -105,7 +105,7 @@ class Estimate:
 def estimate(
     settings: RunConfig, inputs_of: InputsOf, *, num_processes: int = 1, batch_sizes: tuple[int, int] | None = None
 ) -> Estimate:
-    """Dry runs at two batch sizes.
+    """Memory and operations as a function of the batch size, by dry runs at two batch sizes.
 
     Args:
         settings: settings of the run; ``loop.precision`` is the precision on the target device.
@@ -131,7 +131,7 @@ def estimate(
 
 
 def dry_run(settings: RunConfig, inputs_of: InputsOf, batch_size: int, *, num_processes: int = 1) -> DryRun:
-    """Steps of every phase at one batch size; see ``estimate``."""
+    """Dry run of the first and last step of every phase at one batch size; arguments as in ``estimate``."""
     loop = settings.loop
     accumulation = min(MICRO_BATCHES, loop.accumulation)
     cut = replace(loop, batch_size=batch_size, accumulation=accumulation)

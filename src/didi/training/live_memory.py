@@ -17,7 +17,7 @@ class LiveMemory(TorchDispatchMode):
 
     Attributes:
         now: bytes of live storages.
-        peak: maximum of ``now`` since the last ``restart``.
+        peak: maximum of ``now`` since the last ``reset_peak``, or since the start.
     """
 
     def __init__(self) -> None:

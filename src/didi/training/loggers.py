@@ -75,7 +75,8 @@ class WandbLogger:
     A resumed run continues the W&B run of that id. Metrics are plotted against the logged value ``step``, because W&B
     drops values whose own step counter decreases; steps that a resumed run computes again are logged again.
 
-    The project is ``didi``. Environment variables of W&B apply (``WANDB_PROJECT``, ``WANDB_MODE``).
+    The project is ``didi``, unless the environment variable ``WANDB_PROJECT`` names another; other variables of W&B
+    apply too, such as ``WANDB_MODE``.
 
     Args:
         folder: Folder of the run; its name is the name of the W&B run.

@@ -22,7 +22,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 @torch.no_grad()
 def orthogonalised(matrices: Float[Tensor, "n i j"]) -> Float[Tensor, "n i j"]:
-    """Replace singular values by about 1 (0.7 to 1.2) with Newton-Schulz iterations; zero matrices remain zero."""
+    """The matrices with singular values of about 1 (0.7 to 1.2), by Newton-Schulz iterations; zeros stay zero."""
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -37,8 +37,8 @@ class Muon(torch.optim.AdamW):
     """Muon with Nesterov momentum for the groups with ``is_muon``, AdamW for the others.
 
     A Muon step is scaled to the root mean square of an AdamW step (0.2), Liu et al. 2025,
-    https://arxiv.org/abs/2502.16982; weight decay is decoupled as in AdamW. Parameters of its
-    groups must have two axes.
+    https://arxiv.org/abs/2502.16982; weight decay is decoupled as in AdamW. Parameters of the groups with ``is_muon``
+    must have two axes.
 
     As in the fused AdamW, the step changes nothing if the attribute ``found_inf``, a 0-dim tensor, is 1.
 

@@ -127,7 +127,13 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module, is_changed: bool | Tensor = True) -> None:
-        """Update the average with the weights of ``model``; no change if ``is_changed`` is a 0-dim tensor and False."""
+        """Update the average with the weights of ``model``.
+
+        Args:
+            model: the network; its buffers are copied.
+            is_changed: whether its weights have changed, a bool or a 0-dim tensor; if not, the averaged weights and the
+                number of updates stay the same.
+        """
         weight: float | Tensor
         if isinstance(is_changed, Tensor):
             self.n_averaged = self.n_averaged.to(is_changed.device, non_blocking=True)
@@ -136,7 +142,7 @@ class Average(AveragedModel):
             ramped = torch.maximum(min_weight, 9 / (10.0 + self.n_averaged)) if self._is_ramped else min_weight
             weight = ramped.where(self.n_averaged > 0, 1.0) * is_changed
         else:
-            weight = self._weight(int(self.n_averaged))
+            weight = self._weight(int(self.n_averaged)) * is_changed
         for average, current in zip(self.module.parameters(), model.parameters(), strict=True):
             if average is not current:
                 average.lerp_(current.detach(), weight)

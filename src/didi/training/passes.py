@@ -8,7 +8,8 @@ from torch import nn
 
 from didi.models.discriminator import trunk_of
 
-BACKWARD = 2  # a backward pass counts as two forward passes: gradients of the inputs, and of the weights
+# A backward pass counts as two forward passes: it computes gradients of the inputs, and of the weights.
+BACKWARD = 2
 
 
 class PassCounter:

@@ -1,4 +1,4 @@
-"""Run training code without arithmetic: steps of networks of any size, on any machine, in a minute or two.
+"""Run training code without arithmetic: steps of networks of any size, within minutes on a CPU.
 
 Tensors computed from a network's weights have a shape, dtype and storage size, but no values (``FakeTensor`` of torch).
 All other tensors have values: token sequences, times, uniform draws, masks. The masks of a step, and all shapes that

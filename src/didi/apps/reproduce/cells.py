@@ -113,6 +113,11 @@ class JointCell:
 AnyCell = Cell | LikelihoodCell | JointCell
 
 
+def name_of(bundle: Run | str) -> str:
+    """Name of an existing bundle, or the recipe of a run."""
+    return bundle if isinstance(bundle, str) else bundle.config.recipe
+
+
 def origin_of(bundle: Run | str, digest: Digest) -> str:
     """Part of a cell's name that identifies its bundle; an existing bundle by its content, not by its path."""
     return bundle.name(digest) if isinstance(bundle, Run) else f"{Path(bundle).name}-{digest(bundle)[:10]}"

@@ -1,4 +1,4 @@
-"""``didi reproduce``: the paper's tables and figures by one command, at four scales."""
+"""``didi reproduce``: the paper's tables and figures by one command, at five scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from didi.apps.reproduce.proteins import PROTEIN_TARGETS, PROTEINS, ProteinFlags
 from didi.apps.reproduce.study import Sampling, Study
 from didi.apps.reproduce.targets import Target, chosen_targets, refuse_unread, write_report
 from didi.apps.terminal import parse
+from didi.arguments import whole_number
 from didi.data.markov import MARKOV
 from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import UsageError
@@ -38,14 +39,15 @@ class ReproduceCommand:
     """Tables and figures of the paper by one command."""
 
     scale: Scale
-    """markov: a Markov chain with an exact judge. exact: a smaller chain with exact divergences. tiny: tiny-news.
-    paper: 169M parameters, OpenWebText; needs a GPU. proteins: figures 5 to 7, of existing bundles."""
+    """markov: a Markov chain with an exact judge. exact: a smaller chain with exact divergences. tiny: English news,
+    the recipes tiny-news. paper: 169M parameters, OpenWebText; needs a GPU. proteins: figures 5 to 7, of existing
+    bundles."""
     out: Path
     """Folder for runs, cells and report; with the folder of an earlier study, that study is resumed."""
     seeds: int | None = None
-    """Training seeds of each row of a table; 2 by default."""
+    """Number of training seeds of each row of a table; 2 by default."""
     workers: int = 2
-    """Worker processes, of one thread each."""
+    """Number of worker processes, of one thread each."""
     teacher: str | None = None
     """Bundle of the teacher; required at the scales paper and proteins, the bundled teacher by default at others."""
     baseline: str | None = None
@@ -64,7 +66,7 @@ class ReproduceCommand:
 
     @property
     def num_seeds(self) -> int:
-        """Training seeds of each row of a table."""
+        """Number of training seeds of each row of a table."""
         return NUM_SEEDS if self.seeds is None else self.seeds
 
 
@@ -74,7 +76,7 @@ def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int, learn
     loop = replace(
         base.loop, steps=steps, batch_size=batch_size, validate_every=steps, checkpoint_every=100, ema_decay=0.99
     )
-    # With one completion, a discriminator step costs a third.
+    # The discriminator sees one of the 3 completions of a state, which makes its steps three times as fast.
     discriminator = replace(base.discriminator, warmup_steps=warmup_steps, completions=1)
     student = OptimizerConfig(learning_rate=learning_rate, weight_decay=0.0)
     of_discriminator = OptimizerConfig(learning_rate=1e-3)
@@ -128,7 +130,8 @@ def _peers(command: ReproduceCommand, recipe: str | None = None, steps: int = 0)
         corpus = manifest_of(bundle).provenance.get("corpus")
         if (command.scale == MARKOV) != (corpus == MARKOV):
             raise UsageError(
-                f"--peers of --scale {command.scale} are of its corpus; {bundle} is of {corpus}: leave it out"
+                f"--peers of --scale {command.scale} are trained on its corpus; {bundle} is trained on {corpus}: leave "
+                "it out"
             )
     return peers
 
@@ -185,7 +188,7 @@ def _plan(command: ReproduceCommand) -> Plan:
     )
 
 
-# Targets that show the students of other methods, and targets that show the autoregressive baseline.
+# Targets that show the peers, and targets that show the autoregressive baseline.
 WITH_PEERS = ("figure1", "table7")
 WITH_BASELINE = ("figure1", "figure3", "figure4", "table7")
 
@@ -209,8 +212,8 @@ def _with_baseline(plan: Plan) -> Plan:
         )
     if plan.scale == MARKOV and (corpus := manifest.provenance.get("corpus")) != MARKOV:
         raise UsageError(
-            f"--baseline of --scale {MARKOV} is of its world; {plan.baseline} is of {corpus}: leave it out, and one is "
-            "trained"
+            f"--baseline of --scale {MARKOV} is trained on its corpus; {plan.baseline} is trained on {corpus}: leave "
+            "it out, and a baseline is trained"
         )
     return plan
 
@@ -241,7 +244,7 @@ METHOD_TARGETS: dict[str, Target[MethodPlan]] = {
     "table1": Target("Table 1: methods", lambda plan: plan.cells, method_tables.method_tables),
 }
 HELP = (
-    "Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; what is done is not done again. "
+    "Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; finished work in DIR is reused. "
     f"TARGET is one of {', '.join(TARGETS)} or all; at --scale {PROTEINS} of {', '.join(PROTEIN_TARGETS)} or all."
 )
 EXACT_TARGETS = ("table1", "table2", "table5", "objectives", "decisions")  # the others need text or a baseline
@@ -259,8 +262,8 @@ def reproduce(args: Sequence[str]) -> None:
     num_names = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))  # targets come first
     names, flags = args[:num_names], args[num_names:]
     command = parse(ReproduceCommand, flags, prog="didi reproduce", description=HELP)
-    if min(command.num_seeds, command.workers) < 1:
-        raise UsageError(f"seeds and workers are 1 or more; got {command.num_seeds} and {command.workers}")
+    whole_number("--seeds", command.num_seeds, low=1)
+    whole_number("--workers", command.workers, low=1)
     if command.scale == PROTEINS:
         refuse_unread(command, ("seeds", "baseline", "peers", "larger", "methods"), f"--scale {PROTEINS}")
         reproduce_proteins(names, command.teacher, command.proteins, command.out, command.workers)

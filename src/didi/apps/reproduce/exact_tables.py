@@ -1,4 +1,4 @@
-"""Tables of ablations in the world ``exact``: exact KL of each row over seeds."""
+"""Tables of ablations at scale ``exact``: exact KL of each row over seeds."""
 
 import math
 import statistics

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from didi.apps.reproduce import peers, published
-from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
+from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run, name_of
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Study
 from didi.data.markov import MARKOV
@@ -40,7 +40,7 @@ def _own_likelihoods(plan: Plan) -> list[LikelihoodCell]:
 def table_7(plan: Plan, study: Study) -> list[str]:
     """Table 7: likelihoods of teacher, student, baseline and peers."""
     rows = [study.likelihood(cell) for cell in _own_likelihoods(plan)]
-    baseline = "" if plan.baseline is None else f", baseline {_name(plan.baseline)}"
+    baseline = "" if plan.baseline is None else f", baseline {name_of(plan.baseline)}"
     lines = [likelihood_table(rows, model=f"teacher {plan.teacher}{baseline}", machine=machine_name())]
     if plan.peers:
         lines += ["\n### Other teachers\n", *peers.peers_table(plan.peers, plan.corpora, study), ""]
@@ -50,18 +50,13 @@ def table_7(plan: Plan, study: Study) -> list[str]:
     return lines
 
 
-def _name(bundle: Run | str) -> str:
-    """Name of an existing bundle, or the recipe of a run."""
-    return bundle if isinstance(bundle, str) else bundle.config.recipe
-
-
 def _about_baseline(plan: Plan, rows: Sequence[EvaluationRow]) -> list[str]:
     """A sentence about the baseline, and about the lengths of sequences if they differ."""
     if plan.baseline is None:
         return []
     baseline = next(row for row in rows if row.role == BASELINE)
     teacher = next(row for row in rows if row.role == "teacher")
-    bundle = _name(plan.baseline)
+    bundle = name_of(plan.baseline)
     text = f"The autoregressive baseline is that of `{bundle}`, one pass for each of its {baseline.nfe} tokens."
     length = round(teacher.tokens_per_second * teacher.seconds_per_sequence)
     if length != baseline.nfe:

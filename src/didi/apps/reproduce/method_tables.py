@@ -4,8 +4,9 @@ import math
 import statistics
 
 from didi.apps.reproduce import cost
+from didi.apps.reproduce.cells import name_of
 from didi.apps.reproduce.method_measures import JOINT, Measure, Rows, measures, rows_of
-from didi.apps.reproduce.methods import MethodPlan, name_of
+from didi.apps.reproduce.methods import MethodPlan
 from didi.apps.reproduce.study import Study
 from didi.apps.reproduce.tables import perplexity_cell
 from didi.evaluation.machine import machine_name

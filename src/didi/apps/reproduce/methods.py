@@ -1,11 +1,11 @@
-"""The plan of ``didi reproduce --methods``: compared students, their samplers and numbers of moves."""
+"""The plan of ``didi reproduce --methods``: students that are compared, their samplers and numbers of moves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from didi import recipes
-from didi.apps.reproduce.cells import AnyCell, Cell, JointCell, Run
+from didi.apps.reproduce.cells import AnyCell, Cell, JointCell, Run, name_of
 from didi.apps.reproduce.peers import TINY_PEER_STEPS
 from didi.apps.reproduce.plan import TEMPERATURES
 from didi.diffusion.absorbing import Absorbing
@@ -36,13 +36,13 @@ class ScaleSettings:
         nfes: numbers of moves.
         max_costly_nfe: largest number of moves for networks whose exact divergences are costly: uniform-state networks,
             with a pass over all states in each move, and students with latent codes, with averages over draws.
-        joint: whether joint divergences from the exact chain are estimated.
-        has_frontier: whether students are compared with a teacher at equal entropy.
+        joint: whether joint divergences from the exact chain are estimated for each cell.
+        has_frontier: whether students are compared with a teacher at equal entropy, by a sweep of its temperature.
         teacher_steps: training steps of a teacher that is not bundled; None for the steps of its recipe.
         joint_reference: recipe of the autoregressive network that is the reference of ``joint_cells``, trained for
             ``teacher_steps``; empty if the distribution of the data is known.
         joint_nfes: numbers of moves of ``joint_cells``.
-        joint_samples: number of samples of each of ``joint_cells``.
+        joint_samples: number of samples in each of ``joint_cells``.
     """
 
     recipe: str
@@ -192,11 +192,6 @@ class MethodPlan:
         return [*found, *self.frontier, *joint]
 
 
-def name_of(bundle: Run | str) -> str:
-    """Name of an existing bundle, or the recipe of a run."""
-    return bundle if isinstance(bundle, str) else bundle.config.recipe
-
-
 def process_of(teacher: Run | str) -> str:
     """Name of a teacher's process in ``SAMPLERS``; a teacher of absorbing SEDD counts as masked diffusion."""
     if isinstance(teacher, Run):
@@ -255,7 +250,7 @@ def _teacher(config: DistillationConfig, settings: ScaleSettings) -> Run | str:
         return name
     if name not in recipes.PRETRAIN:
         raise UsageError(
-            f"--methods takes methods whose recipe names a teacher that is bundled or that didi pretrain has; that of "
+            f"--methods takes methods whose recipe names a bundled teacher or a recipe of didi pretrain; that of "
             f"{method.name} names {name!r}: leave the method out"
         )
     return _pretraining(name, settings)

@@ -1,4 +1,4 @@
-"""Peers, other teachers on the same tokens, for Table 7 and Figure 1.
+"""Peers: other teachers, trained on the same tokens, for Table 7 and Figure 1.
 
 All have the shape, the batches and the number of steps of one recipe; they differ in process, parametrisation and loss.
 """
@@ -51,7 +51,7 @@ def trained_peers(recipe: str, steps: int) -> dict[str, Run | str]:
     runs: dict[str, Run | str] = {}
     for name, suffix in RECIPE_SUFFIXES.items():
         config = PRETRAIN.get(f"{recipe}{suffix}")
-        if config is None:  # the worlds have no recipe for an autoregressive network
+        if config is None:  # markov and exact have no recipe for an autoregressive network
             config = replace(PRETRAIN[recipe], recipe=f"{recipe}{suffix}", model="autoregressive")
         limited = config.limited(steps)
         assert isinstance(limited, PretrainConfig)

@@ -50,7 +50,7 @@ def compare(
     teacher: tuple[SamplerName, int],
     lengths: Sequence[int],
 ) -> SetComparison:
-    """All students against the teacher.
+    """Compare all students with the teacher; see ``evaluation.protein.comparison.compare_sets``.
 
     Args:
         plan: names the bundles.

@@ -74,9 +74,9 @@ def score_figure(
     The vertical axis reaches over all means and levels; intervals that are much wider are cut.
 
     Args:
-        lines: by length.
-        levels: by length, the mean score of sets without moves by name.
-        path: file.
+        lines: lines of each panel, by the number of residues.
+        levels: by the number of residues, mean scores of control sets by name, drawn as horizontal lines.
+        path: PNG file.
         unit: unit of the score.
     """
     num_columns = min(3, len(lines))
@@ -144,7 +144,7 @@ def examples_figure(
 
     Args:
         examples: sequences, drawn one below the other.
-        path: file.
+        path: PNG file.
         unit: unit of the residue scores; None if there are none.
         is_higher_better: whether a larger residue score is better.
     """

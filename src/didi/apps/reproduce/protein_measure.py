@@ -29,7 +29,7 @@ from didi.sampling.options import SamplingOptions
 
 
 def complete(cells: Sequence[ProteinCell], study: ProteinStudy) -> None:
-    """Sample and judge the cells that are not there yet."""
+    """Sample and judge the cells that the study does not have yet."""
     try:
         study.run(partial(measure, study=study), [cell for cell in dict.fromkeys(cells) if not study.has(cell)])
     finally:

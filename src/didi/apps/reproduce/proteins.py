@@ -1,4 +1,4 @@
-"""``didi reproduce --scale proteins``: what Figures 5, 6 and 7 compare, and in which order it is measured."""
+"""``didi reproduce --scale proteins``: flags, checks and the order of the measurements of Figures 5, 6 and 7."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +61,7 @@ class ProteinTarget:
 
     Attributes:
         title: heading in the report.
-        cells: function with the sets of samples that the figure needs.
+        cells: function from a plan to the sets of samples that the figure needs.
         lines: function that draws the figure into the folder of the study and returns its lines in the report.
     """
 
@@ -142,7 +142,9 @@ def protein_plan(teacher: str | None, flags: ProteinFlags) -> tuple[ProteinPlan,
     _check_seeds(flags.students, abouts)
     plan = ProteinPlan(teacher, flags.students, tuple(lengths), tuple(nfes), samplers, (bundle.provenance, *abouts))
     if not plan.teacher_samplers:
-        raise UsageError("--samplers has one that the teacher can use, which guided is not: add ancestral")
+        raise UsageError(
+            "--samplers has a sampler for the teacher, which has no discriminator for guided: add ancestral"
+        )
     folder = Path(flags.judge).expanduser()
     return plan, bundle, str(folder) if folder.is_dir() else flags.judge
 

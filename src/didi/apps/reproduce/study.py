@@ -290,6 +290,7 @@ def _common(sampling: Sampling) -> dict[str, Any]:
 
 
 def _write_set(cell: Cell, bundle: Bundle, study: Study, measured: SampleSet) -> None:
-    texts, size = measured.texts[:NUM_TEXTS], num_parameters(bundle.network())
+    network = bundle.networks().get(cell.role, bundle.network())  # of data and anchors: the default network
+    texts, size = measured.texts[:NUM_TEXTS], num_parameters(network)
     about = {"texts": texts, "num_parameters": size, "intended_nfe": bundle.intended_nfe}
     study.write(cell, measured.row, workers=study.workers, **about)
