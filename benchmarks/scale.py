@@ -255,7 +255,8 @@ def page(args: argparse.Namespace) -> None:
         body.append([name, row["rows"], row["length"], *sizes, *memory, ratio, *rest])
     lines = markdown_table(HEADER, body, align="lrrrrrrrrl")
     lines.append(
-        f"\nRandom weights, float32, three steps each; batch: sequences or states; length: tokens of each; {machine}.\n"
+        "\nRandom weights, float32, two steps of pre-training and three of distillation; batch: sequences or states; "
+        f"length: tokens of each; {machine}.\n"
     )
     if {SHARED, PASS} <= record.keys():
         shared, alone = (record[name]["measured"] for name in (SHARED, PASS))

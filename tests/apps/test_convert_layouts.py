@@ -199,7 +199,7 @@ def test_a_converted_student_records_its_intended_number_of_moves(tmp_path):
     save_file(prefixed("", network()), source / "model.safetensors")
     bundle = convert("sdtt", source, tmp_path, "--nfe", "3")
     assert "intended_nfe: 3\n" in (tmp_path / "bundle" / "bundle.yaml").read_text()
-    assert "Moves: the student is meant for 3, the default" in (tmp_path / "bundle" / "README.md").read_text()
+    assert "Moves: the student is trained for 3, the default" in (tmp_path / "bundle" / "README.md").read_text()
     assert didi.generate(bundle, num_samples=1).nfe == 3
     export(bundle, tmp_path / "exported")  # the exported settings carry it, and --nfe has precedence over them
     assert convert("sdtt", tmp_path / "exported", tmp_path, out="back").intended_nfe == 3

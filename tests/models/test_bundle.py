@@ -145,7 +145,7 @@ def test_a_card_states_the_contents_and_the_origin_of_a_bundle(bundle, folder):
     assert header["library_name"] == "didi-instruct"
     assert all(f"| {role} |" in card for role in ROLES)
     assert "Recipe: test." in card
-    assert "Moves: the student is meant for 16, the default of `didi generate`." in card
+    assert "Moves: the student is trained for 16, the default of `didi generate`." in card
     assert "seed: 7" in card
 
 

@@ -66,7 +66,7 @@ def test_the_bundled_models_load_whatever_their_format(name):
 @pytest.mark.parametrize("name", ["exact", "exact-8", "tiny-news"])
 def test_the_card_of_a_bundled_student_states_its_number_of_moves(name):
     card = (files("didi") / "bundles" / name / "README.md").read_text()
-    assert f"Moves: the student is meant for {load(name).intended_nfe}, the default of `didi generate`." in card
+    assert f"Moves: the student is trained for {load(name).intended_nfe}, the default of `didi generate`." in card
 
 
 def test_a_manifest_of_format_1_is_read(folder):

@@ -65,7 +65,7 @@ def test_a_move_that_reveals_nothing_costs_no_pass(world, tabular, draw):
     denoiser = tabular(world.table)
     steps, _ = draw(Ancestral(denoiser, LOG_LINEAR), num=1, nfe=64)
     for step in steps:
-        assert step.network_passes.tolist() == [int(step.changed.any())]
+        assert step.network_passes.tolist() == [int(step.is_changed.any())]
         assert step.discriminator_passes.tolist() == [0]
     assert sum(int(step.network_passes) for step in steps) == len(denoiser.trunk_rows) <= 2
 
@@ -97,8 +97,8 @@ def test_visible_positions_are_kept_and_steps_report_changes(world, tabular, dra
         steps, _ = draw(sampler(tabular(world.table), LOG_LINEAR), num=60, nfe=4, z=start)
         z = start
         for step in steps:
-            assert torch.equal(step.changed, step.z != z)
-            assert (z[step.changed] == world.MASK).all()
+            assert torch.equal(step.is_changed, step.z != z)
+            assert (z[step.is_changed] == world.MASK).all()
             z = step.z
         assert [step.t for step in steps] == [0.75, 0.5, 0.25, 0.0]
         assert not any(step.network_passes[2::3].any() for step in steps)
@@ -171,7 +171,7 @@ def test_a_path_may_begin_half_way(world, tabular, canvas_of):
     z = torch.full((NUM, 2), world.MASK)
     times = torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
     first, _ = Ancestral(tabular(world.table), LOG_LINEAR)(canvas_of(z), times, SequenceNoise(0, range(NUM)))
-    assert float(first.changed.double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / (2 * NUM) ** 0.5)
+    assert float(first.is_changed.double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
 
 @pytest.mark.parametrize("nfe", [2, 5])
@@ -193,7 +193,7 @@ def test_tau_leaping_follows_its_distribution(world, tabular, draw, chi_square, 
             -(times[0] - times[1]) * -process.schedule.alpha_prime(times[0]) / (1 - process.schedule.alpha(times[0]))
         )
     )
-    assert float(steps[0].changed.double().mean()) == pytest.approx(first, abs=4 * 0.5 / (2 * NUM) ** 0.5)
+    assert float(steps[0].is_changed.double().mean()) == pytest.approx(first, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
 
 def test_the_analytic_sampler_of_the_score_is_the_posterior():

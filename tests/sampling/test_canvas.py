@@ -61,7 +61,7 @@ def test_given_tokens_and_padding_are_never_written_even_if_they_are_masks(sampl
     moves = moves_of(sampler, canvas, range(6))
     for move in moves:
         assert torch.equal(move.z[~is_free], tokens[~is_free])
-        assert not move.changed[~is_free].any()
+        assert not move.is_changed[~is_free].any()
         assert move.network_passes[0] == move.discriminator_passes[0] == 0
     assert (moves[-1].z[is_free] != MASK).all()
     assert (moves[-1].z[is_free] != tokens[is_free]).any()
@@ -73,7 +73,7 @@ def test_a_padded_batch_is_sampled_as_its_sequences_alone(sampler):
     for pad in (MASK, 0):
         canvas = Canvas.padded(torch.full((4, LENGTH), pad), torch.tensor(lengths))
         together = moves_of(sampler, canvas, range(4))
-        assert not together[-1].changed[~canvas.is_real].any()
+        assert not together[-1].is_changed[~canvas.is_real].any()
         for row, length in enumerate(lengths):
             alone = moves_of(sampler, Canvas.blank(1, length), [row])
             assert torch.equal(together[-1].z[row, :length], alone[-1].z[0])

@@ -41,7 +41,7 @@ def one_at_a_time(world, measure):
 def test_samples_follow_the_distribution_of_the_most_confident_first(world, tabular, draw, chi_square, measure):
     sampler = ConfidenceDecoding(tabular(world.table), LOG_LINEAR, ConfidenceOrder(measure))
     steps, drawn = draw(sampler, num=NUM, nfe=2)
-    assert all((step.changed.sum(1) == 1).all() for step in steps)
+    assert all((step.is_changed.sum(1) == 1).all() for step in steps)
     assert chi_square(drawn, one_at_a_time(world, measure)) > 1e-3
 
 
@@ -61,7 +61,7 @@ def test_noise_on_the_confidence_randomises_the_order(world, tabular, draw):
     for gumbel, low, high in ((0.0, 1.0, 1.0), (50.0, 0.4, 0.6)):
         sampler = ConfidenceDecoding(tabular(world.table), LOG_LINEAR, ConfidenceOrder("entropy", gumbel))
         steps, _ = draw(sampler, num=1000, nfe=2)
-        assert low <= float(steps[0].changed[:, more_confident].double().mean()) <= high
+        assert low <= float(steps[0].is_changed[:, more_confident].double().mean()) <= high
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def test_a_bound_of_zero_reveals_one_token_a_pass_the_least_uncertain_first(worl
         else:
             distribution[:, token] = probs[15, 1, token] * probs[12 + token, 0]
     steps, drawn = draw(EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=0.0), num=NUM, nfe=9)
-    assert [step.changed[:, first].all().item() for step in steps] == [True, False]
+    assert [step.is_changed[:, first].all().item() for step in steps] == [True, False]
     assert [step.t for step in steps] == [pytest.approx(0.5), 0.0]
     assert chi_square(drawn, distribution.flatten()) > 1e-3
 

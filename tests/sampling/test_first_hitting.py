@@ -79,7 +79,7 @@ def test_each_pass_gives_one_token_and_prompts_stay(world, tabular, canvas_of):
         )
     )
     assert [step.network_passes.tolist() for step in steps] == [[1, 1, 0], [1, 0, 0]]
-    assert [step.changed.sum(1).tolist() for step in steps] == [[1, 1, 0], [1, 0, 0]]
+    assert [step.is_changed.sum(1).tolist() for step in steps] == [[1, 1, 0], [1, 0, 0]]
     assert steps[-1].z[1, 0] == 1
     assert steps[-1].z[2].tolist() == [2, 0]
     assert denoiser.head_rows == [2, 1]

@@ -152,9 +152,9 @@ def test_every_pass_is_counted(world, tabular, linear_discriminator, draw):
     for move, step in enumerate(steps):
         per_pass = 0 if move == 0 else 2 if move < 4 else 3
         assert torch.equal(step.discriminator_passes, per_pass * step.network_passes)
-        assert (step.network_passes >= step.changed.any(1)).all()
+        assert (step.network_passes >= step.is_changed.any(1)).all()
         if move < 4:  # a candidate that was not chosen costs a pass as well
-            assert torch.equal(step.network_passes, step.changed.any(1).long())
+            assert torch.equal(step.network_passes, step.is_changed.any(1).long())
     passes = [int(step.network_passes.sum()) for step in steps if step.network_passes.any()]
     assert denoiser.trunk_rows[0] == 1
     assert denoiser.trunk_rows[1:] == passes[1:]

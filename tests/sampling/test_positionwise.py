@@ -118,7 +118,7 @@ def test_given_tokens_stay_and_padding_is_not_written():
         canvas = Canvas.given(torch.full((64, LENGTH), 1), is_free)
         for move in make()(canvas, time_grid(NFE), SequenceNoise(0, range(64))):
             assert (move.z[:, 1] == 1).all(), name
-            assert not move.changed[:, 1].any()
+            assert not move.is_changed[:, 1].any()
         assert (move.z < NUM).all()
 
 

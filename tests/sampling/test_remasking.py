@@ -50,7 +50,7 @@ def test_samples_follow_the_exact_distribution(world, tabular, draw, chi_square,
     assert chi_square(drawn, remasking_distribution(world, world.table, remasking, process, 4)) > 1e-3
     z = torch.full((NUM, 2), world.MASK)
     for step in steps:
-        assert torch.equal(step.changed, step.z != z)
+        assert torch.equal(step.is_changed, step.z != z)
         z = step.z
 
 

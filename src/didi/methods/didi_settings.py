@@ -29,12 +29,12 @@ class DiscriminatorSettings:
     """Number of last blocks that are trained beside the head; other blocks keep the teacher's weights. None trains all
     blocks; 4 in the released code."""
     is_time_conditioned: bool = True
-    """Whether the discriminator reads the noise level (row 9)."""
+    """Whether the discriminator reads the noise level (row 9 of docs/deviations.md)."""
     label_smoothing: float = 0.1
     """Smoothing epsilon of the labels 1 - eps/2 and eps/2; 0.2 for the labels 0.9 and 0.1 of the released code (row
     8)."""
     unsmooth: bool = False
-    """Correct log-ratios for the label smoothing (row 8)."""
+    """Correct log-ratios for the label smoothing (row 8 of docs/deviations.md)."""
     warmup_steps: int = 300
     """Steps before the first student update, in which only the discriminator is trained."""
     warmup_moves: int = 2
@@ -50,7 +50,7 @@ class DiscriminatorSettings:
     have new corruptions of the same samples."""
     real_source: str = "corpus"
     """Real samples: ``corpus``; ``teacher-pool``, teacher samples drawn once and reused; or ``teacher-steps=K``,
-    teacher samples drawn at every step with K passes (row 1)."""
+    teacher samples drawn at every step with K passes (row 1 of docs/deviations.md)."""
     pool_size: int = 4096
     """Sequences in a teacher pool."""
     pool_nfe: int = 128

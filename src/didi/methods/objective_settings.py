@@ -61,7 +61,7 @@ class ObjectiveConfig:
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
-    """omega(t): 1, or the NELBO's -alpha'/(1 - alpha) (row 12)."""
+    """omega(t): 1, or the NELBO's -alpha'/(1 - alpha) (row 12 of docs/deviations.md)."""
     weight_low: float = 0.1
     """Lower bound of omega(t)."""
     weight_high: float = 10.0
@@ -71,31 +71,32 @@ class ObjectiveConfig:
     time_b: float = 1.0
     """Second parameter; Beta(2, 5) favours few masks, Beta(5, 2) many."""
     importance_weighting: bool = False
-    """Divide by pi(t) as in Eq. 5; without it the effective weight is omega * pi (row 13)."""
+    """Divide by pi(t) as in Eq. 5; without it the effective weight is omega * pi (row 13 of docs/deviations.md)."""
     importance_clip: float = 10.0
     """Upper bound of 1 / pi(t); ``inf`` for no bound."""
     reward_reduction: RewardReduction = "masked-mean"
     """Reduction of a sequence's logits to its reward, Eq. 6."""
     reward_clamp: float | None = None
-    """Bound on a log-ratio of the discriminator in nats, positive; 8 in the released code (row 10)."""
+    """Bound on a log-ratio of the discriminator in nats, positive; 8 in the released code (row 10 of
+    docs/deviations.md)."""
     completions: int = 1
     """Completions x of each intermediate state (reduction B). For a ``whole-path``, 2 or more need the advantage
     ``shared-state``: completions are independent given the state before a random move (not in the paper)."""
     corruptions: int = 1
     """Corruptions z_t of each completion, whose rewards are averaged (reduction C)."""
     advantage: Grouping = "batch"
-    """Groups of samples whose rewards form the baseline, Eq. 7 (row 11)."""
+    """Groups of samples whose rewards form the baseline, Eq. 7 (row 11 of docs/deviations.md)."""
     group_size: int = 4
     """Group size of the advantages ``rows`` and ``shared-time``, 2 or more for these."""
     normalise_advantage: bool = True
     """Divide by the group's standard deviation, Eq. 7."""
     advantage_clamp: float | None = None
     """Bound on the absolute value of an advantage after that division, positive; None for no bound, 3 in the released
-    code (row 11)."""
+    code (row 11 of docs/deviations.md)."""
     revealed_only: bool = False
     """Score only positions that the corruption reveals (reduction A)."""
     pg_reduction: ScoreReduction = "sum"
-    """Sum of log-probabilities over tokens, or their mean (row 16)."""
+    """Sum of log-probabilities over tokens, or their mean (row 16 of docs/deviations.md)."""
     divergence: Divergence = "forward"
     """Divergence of the regulariser."""
     divergence_weight: float = 0.05

@@ -103,7 +103,8 @@ class NetworkConfig:
     cond_dim: int = 128
     """Width of the embedding of the noise level; 128 in the public MDLM checkpoints."""
     dropout: float = 0.0
-    """Dropout in pre-training; 0.1 in the public MDLM code. Distillation never uses dropout (row 7)."""
+    """Dropout in pre-training; 0.1 in the public MDLM code. Distillation never uses dropout (row 7 of
+    docs/deviations.md)."""
     is_time_conditioned: bool = False
     """Whether the denoiser reads its noise level; off in MDLM."""
     conv_radius: int = 0
@@ -196,7 +197,7 @@ class LoopConfig:
     loggers: tuple[str, ...] = ()
     """Loggers of metrics beside metrics.jsonl: tensorboard, wandb, or both."""
     ema_decay: float = 0.9999
-    """Decay of the moving average of the weights, which the bundle holds (row 17)."""
+    """Decay of the moving average of the weights, which the bundle holds (row 17 of docs/deviations.md)."""
     ema_ramp: bool = True
     """Whether the decay of update n is at most (1 + n) / (10 + n), so that initial weights do not dominate in short
     runs."""

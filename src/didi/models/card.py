@@ -77,8 +77,8 @@ def model_card(
 
 def _moves_line(intended_nfe: int | None) -> str:
     if intended_nfe is None:
-        return "Moves: the number that the student is meant for is not recorded; choose it with `--nfe`."
-    return f"Moves: the student is meant for {intended_nfe}, the default of `didi generate`."
+        return "Moves: the number that the student is trained for is not recorded; choose it with `--nfe`."
+    return f"Moves: the student is trained for {intended_nfe}, the default of `didi generate`."
 
 
 def _teacher_line(teacher_process: str, process: Process) -> str:

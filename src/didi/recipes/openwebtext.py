@@ -95,7 +95,8 @@ PRETRAIN: dict[str, PretrainConfig] = {
     ),
 }  # fmt: skip
 
-# Table 5, without warm-up of the learning rate; the rate of the discriminator is that of the released code (row 18).
+# Table 5, without warm-up of the learning rate; the rate of the discriminator is that of the released code (row 18 of
+# docs/deviations.md).
 _OWT_OPTIMIZER = OptimizerConfig(learning_rate=1e-6, decay="linear", weight_decay=0.01)
 _OWT_LOOP = LoopConfig(steps=10_000, batch_size=8, validate_every=1000, checkpoint_every=500)  # Table 5
 

@@ -29,14 +29,14 @@ class StepOutput:
     Attributes:
         z: state after the move.
         t: time of ``z``, in [0, 1].
-        changed: positions whose token the move changed.
+        is_changed: positions whose token the move changed.
         network_passes: network passes of each sequence in this move, 0 if the move did not need the network.
         discriminator_passes: forward and backward-to-input passes of the discriminator for each sequence in this move.
     """
 
     z: Int[Tensor, "b l"]
     t: float
-    changed: Bool[Tensor, "b l"]
+    is_changed: Bool[Tensor, "b l"]
     network_passes: Int[Tensor, " b"]
     discriminator_passes: Int[Tensor, " b"]
 

@@ -117,7 +117,7 @@ def stream(
             network_passes = network_passes + step.network_passes
             discriminator_passes, z = discriminator_passes + step.discriminator_passes, step.z
             passes = (network_passes, discriminator_passes)
-            yield Move(tuple(indices), z, step.changed, step.t, number, *passes, row_lengths, bundle)
+            yield Move(tuple(indices), z, step.is_changed, step.t, number, *passes, row_lengths, bundle)
         if not number:  # no position is free
             changed = torch.zeros_like(rows.is_free)
             yield Move(tuple(indices), z, changed, 0.0, 0, no_passes, no_passes, row_lengths, bundle)

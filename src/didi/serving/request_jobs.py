@@ -147,7 +147,7 @@ def job_error(spec: JobSpec, error: Exception | None) -> Exception | None:
 def move_events(spec: JobSpec, move: JobMove) -> Moves:
     """One event for each sequence of a job: the positions that the move changed, and their tokens."""
     step, plan, texts = move.step, spec.plan, spec.model.token_texts
-    mask_id, changed, state = plan.bundle.process.mask_id, step.changed.cpu(), step.z.cpu()
+    mask_id, changed, state = plan.bundle.process.mask_id, step.is_changed.cpu(), step.z.cpu()
     if mask_id is None and move.number == 1:
         # Uniform-state diffusion starts from random tokens, which no event has shown.
         changed = plan.canvas.is_free.cpu()
