@@ -34,7 +34,7 @@ TESTS = {
         RECORDS,
     ],
     "didi/diffusion/categorical": [f"{DIFFUSION}test_categorical.py", RECORDS],
-    "didi/diffusion/fixed_masks": [f"{SAMPLING}test_one_step.py", f"{TRAINING}test_dimo.py", WIRING],
+    "didi/diffusion/fixed_masks": [f"{DIFFUSION}test_fixed_masks.py"],
     "didi/diffusion/gaussian": [f"{DIFFUSION}test_gaussian.py", f"{TRAINING}test_duo.py", RECORDS],
     "didi/diffusion/noise": [f"{DIFFUSION}test_noise.py", RECORDS],
     "didi/diffusion/process": [f"{DIFFUSION}test_process.py", SETTINGS],

@@ -50,3 +50,11 @@ def test_the_backward_pass_keeps_one_tensor_of_the_size_of_the_logits(inputs):
     logits, shift, weight, _ = inputs
     values = by_rows(function, logits, shift, weight)
     assert [tensor.shape for tensor in values.grad_fn.saved_tensors] == [logits.shape]
+
+
+def test_a_second_derivative_is_refused(inputs):
+    logits, shift, weight, scale = inputs
+    values = scale.requires_grad_() * by_rows(function, logits, shift, weight)
+    (gradient,) = torch.autograd.grad(values.sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
