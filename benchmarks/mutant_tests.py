@@ -100,6 +100,7 @@ TESTS = {
         DISTILL,
     ],
     "didi/methods/regularisation": [
+        f"{TRAINING}test_didi_figures.py",
         f"{WIRING}::test_the_objective_reaches_the_student",
         f"{PADDED}::test_teacher_log_probs_have_the_lengths_of_each_step",
         f"{WIRING}::test_combinations_of_settings",

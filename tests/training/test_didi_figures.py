@@ -8,6 +8,8 @@ import torch
 from didi.data.source import MarkovSource
 from didi.diffusion.canvas import Canvas
 from didi.methods.base import Inputs
+from didi.methods.objective_settings import ObjectiveConfig
+from didi.methods.regularisation import regularisation
 from didi.methods.settings import DataConfig, LoopConfig
 from didi.models.bundle import Bundle
 from didi.training.trainer import make_trainer
@@ -58,3 +60,14 @@ def test_guidance_steps_need_no_rollout(method):
 def test_tokens_per_step_count_all_completions(method):
     settings = method.settings
     assert method.tokens_per_step == 4 * settings.loop.accumulation * settings.objective.completions * LENGTH
+
+
+def test_regularisers_are_summed_over_moves_and_the_entropy_of_the_last_move_is_logged():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = ([torch.randn(n, 5, generator=generator).log_softmax(-1) for n in (3, 2)] for _ in range(2))
+    objective = ObjectiveConfig(divergence="backward", divergence_weight=0.5, entropy_weight=0.25)
+    loss, metrics = regularisation(student, teacher, objective)
+    entropies = [-(p.exp() * p).sum(-1).mean() for p in student]
+    divergence = sum((p.exp() * (p - q)).sum(-1).mean() for p, q in zip(student, teacher, strict=True))
+    torch.testing.assert_close(loss, 0.5 * divergence - 0.25 * sum(entropies))
+    torch.testing.assert_close(metrics, {"entropy": entropies[1], "divergence": divergence})
