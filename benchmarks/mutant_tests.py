@@ -81,6 +81,7 @@ TESTS = {
         f"{WIRING}::test_the_discriminators_settings_reach_the_gradients",
         f"{PADDED}::test_the_discriminators_gradient_is_that_of_the_proteins_alone",
         f"{TRAINING}test_didi_figures.py",
+        f"{WIRING}::test_networks_that_read_the_noise_level",
     ],
     "didi/methods/duo": [f"{TRAINING}test_duo.py", "tests/apps/test_train_options.py", RECORDS],
     "didi/methods/elbo": [SETTINGS, PRETRAIN, WIRING_OPTIMIZERS],

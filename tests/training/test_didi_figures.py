@@ -1,13 +1,16 @@
 """Figures that a step of DiDi-Instruct reports and that do not affect its gradients."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from didi.data.source import MarkovSource
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.methods.base import Inputs
+from didi.methods.discriminator_step import discriminator_step_loss
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.regularisation import regularisation
 from didi.methods.settings import DataConfig, LoopConfig
@@ -71,3 +74,16 @@ def test_regularisers_are_summed_over_moves_and_the_entropy_of_the_last_move_is_
     divergence = sum((p.exp() * (p - q)).sum(-1).mean() for p, q in zip(student, teacher, strict=True))
     torch.testing.assert_close(loss, 0.5 * divergence - 0.25 * sum(entropies))
     torch.testing.assert_close(metrics, {"entropy": entropies[1], "divergence": divergence})
+
+
+def test_the_accuracy_leaves_out_padding(unchecked):
+    """A finished sequence has no masks, so its mean is over all real positions."""
+    logits = torch.tensor([[-1.0, -1.0, 9.0, 9.0], [-1.0, -1.0, 9.0, 9.0]])
+    runtime = SimpleNamespace(device=torch.device("cpu"), call=lambda *_: logits)
+    discriminator = SimpleNamespace(train=lambda: None, is_time_conditioned=False)
+    canvas = Canvas.padded(torch.zeros(1, 4, dtype=torch.long), torch.tensor([2]))
+    arguments = Absorbing(4), canvas, canvas, torch.zeros(1), None, 0.0
+    _, figures = discriminator_step_loss(runtime, discriminator, *arguments)
+    assert figures["discriminator_accuracy"] == 0.5  # the real sequence alone is recognised
+    logits = torch.zeros(2, 4)
+    assert discriminator_step_loss(runtime, discriminator, *arguments)[1]["discriminator_accuracy"] == 0
