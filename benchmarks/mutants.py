@@ -1,6 +1,6 @@
 """Mutation testing: docs/results/mutants.json.
 
-    python benchmarks/mutants.py [MODULE ...] [--sample N] [--minutes M] [--survivors] [--named]
+    python benchmarks/mutants.py [MODULE ...] [--sample N] [--minutes M] [--survivors] [--fast] [--named]
 
 A mutant is a module with one small change, made by an operator of Cosmic Ray or by one of two further operators (a
 keyword argument left out, an update of a variable left out). Tests of a mutant, first the fast ones, then the slow ones
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -41,25 +42,51 @@ MARKERS = "not network and not gpu and not large"
 Outcome = Literal["killed", "survived", "timeout"]
 
 
-def outcome(path: Path, source: str | None, tests: list[str], seconds: float | None = None) -> Outcome:
-    """Run tests, the fast ones first, on a module whose source is replaced by ``source`` if that is given.
+class ModuleTests:
+    """The tests of a module: the fast ones, then the slow ones.
+
+    The limit of each kind is three times the processor time with the module itself, plus 5 seconds.
 
     Args:
+        module: name of the module in ``TESTS``.
         path: file of the module.
-        source: source of the mutant; None for the module itself.
         tests: arguments of pytest.
-        seconds: time limit of the fast tests, and of the slow ones; None for no limit.
+        is_fast: whether to leave out the slow tests.
     """
-    fast = _outcome_in_fork(path, source, [*tests, "-m", f"not slow and {MARKERS}"], seconds)
-    if fast != "survived":
-        return fast
-    return _outcome_in_fork(path, source, [*tests, "-m", f"slow and {MARKERS}"], seconds)
+
+    def __init__(self, module: str, path: Path, tests: list[str], *, is_fast: bool = False) -> None:
+        self._module, self._path, self._tests, self._limits = module, path, tests, dict[str, float]()
+        self._speeds = ["not slow"] if is_fast else ["not slow", "slow"]
+
+    def outcome(self, source: str) -> Outcome:
+        """Run the tests, the fast ones first, on the module with another source.
+
+        Raises:
+            SystemExit: the tests fail with the source of the module.
+        """
+        result: Outcome = "survived"
+        for speed in self._speeds:
+            if result == "survived":
+                arguments = [*self._tests, "-m", f"{speed} and {MARKERS}"]
+                if speed not in self._limits:
+                    self._limits[speed] = self._measured_limit(arguments)
+                result, _ = _outcome_in_fork(self._path, source, arguments, self._limits[speed])
+        return result
+
+    def _measured_limit(self, arguments: list[str]) -> float:
+        result, seconds = _outcome_in_fork(self._path, None, arguments, math.inf)
+        if result != "survived":
+            sys.exit(f"the tests of {self._module} fail without any mutation: {' '.join(arguments)}")
+        return 3 * seconds + 5
 
 
-def _outcome_in_fork(path: Path, source: str | None, arguments: list[str], seconds: float | None) -> Outcome:
+def _outcome_in_fork(path: Path, source: str | None, arguments: list[str], seconds: float) -> tuple[Outcome, float]:
+    """The outcome with a limit of processor time (waiting: 20 times that), and the processor time in seconds."""
     child = os.fork()
     if child == 0:
         os.setsid()
+        if seconds < math.inf:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), resource.RLIM_INFINITY))
         with Path(os.devnull).open("w") as null:
             os.dup2(null.fileno(), 1)
             os.dup2(null.fileno(), 2)
@@ -69,15 +96,17 @@ def _outcome_in_fork(path: Path, source: str | None, arguments: list[str], secon
                 _replace_source(path, source)
             code = int(pytest.main(["-x", "-p", "no:cacheprovider", "--assert=plain", "--tb=no", *arguments]))
         os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)
-    end = None if seconds is None else time.monotonic() + seconds
+    end = time.monotonic() + 20 * seconds
     while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, usage = os.wait4(child, os.WNOHANG)
         if pid:
-            return "survived" if status == 0 else "killed"
-        if end is not None and time.monotonic() > end:
+            is_stopped = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+            result: Outcome = "survived" if status == 0 else "timeout" if is_stopped else "killed"
+            return result, usage.ru_utime + usage.ru_stime
+        if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return "timeout"
+            return "timeout", math.inf
         time.sleep(0.02)
 
 
@@ -124,9 +153,7 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
     path, tests = ROOT / "src" / f"{module}.py", TESTS[module]
     name = module.replace("/", ".")
     import_independent_modules(name)
-    start = time.monotonic()
-    _check_unchanged(module, path, tests)
-    limit = 3 * (time.monotonic() - start) + 5
+    start, of_module = time.monotonic(), ModuleTests(module, path, tests, is_fast=options.fast)
     mutants = mutants_of(path.read_text("utf-8"))
     reasons = {(entry["old"], entry["new"]): entry["reason"] for entry in known.get("survivors", [])}
     if options.survivors:
@@ -138,8 +165,10 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
         if time.monotonic() > start + 60 * options.minutes:
             tried = tried[:done]
             break
-        result = outcome(path, mutant.source, tests, limit)
+        result = of_module.outcome(mutant.source)
         counts[result] += 1
+        if result == "timeout":
+            print(f"{module}, timeout: {mutant.old} > {mutant.new}", flush=True)
         if result == "survived":
             survivors.append(
                 {"old": mutant.old, "new": mutant.new, "reason": reasons.get((mutant.old, mutant.new), "")}
@@ -162,11 +191,6 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
     }
 
 
-def _check_unchanged(module: str, path: Path, tests: list[str]) -> None:
-    if outcome(path, None, tests) != "survived":
-        sys.exit(f"the tests of {module} fail without any mutation: {' '.join(tests)}")
-
-
 def run_named(module: str) -> None:
     """Test the mutations of ``NAMED`` of a module, one at a time, with the wiring tests.
 
@@ -176,12 +200,11 @@ def run_named(module: str) -> None:
     path = ROOT / "src" / f"{module}.py"
     source, tests = path.read_text("utf-8"), ["tests/training/test_wiring.py"]
     import_independent_modules(module.replace("/", "."))
-    _check_unchanged(module, path, tests)
-    survivors = []
+    of_module, survivors = ModuleTests(module, path, tests), []
     for name, (old, new) in NAMED[module].items():
         if source.count(old) != 1:
             sys.exit(f"{module}, {name}: the source has changed")
-        result = outcome(path, source.replace(old, new), tests, 300)
+        result = of_module.outcome(source.replace(old, new))
         print(f"{name}: {result}", flush=True)
         survivors += [name] * (result == "survived")
     if survivors:
@@ -209,9 +232,13 @@ def in_child(work, *arguments) -> None:
 
 def record(module: str, options: argparse.Namespace) -> None:
     """Run one module and write its part of the results."""
-    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    results[module] = run_module(module, options, results.get(module, {}))
+    of_module = run_module(module, options, _stored_results().get(module, {}))
+    results = {**_stored_results(), module: of_module}  # read again: reasons may have been written since
     write_atomically(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+
+
+def _stored_results() -> dict:
+    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
 def main() -> None:
@@ -220,6 +247,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="at most so many mutants of each module, drawn at random")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop each module after this time")
     parser.add_argument("--survivors", action="store_true", help="only those that survived the last run")
+    parser.add_argument("--fast", action="store_true", help="only fast tests; then run --survivors without this option")
     parser.add_argument("--named", action="store_true", help="only the named mutations")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

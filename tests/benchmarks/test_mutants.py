@@ -1,5 +1,6 @@
 """The lists of benchmarks/mutant_tests.py name code and tests that exist."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,13 @@ def test_modules_and_their_tests_exist(module):
         file, _, name = test.partition("::")
         assert (ROOT / file).exists()
         assert not name or f"def {name}(" in (ROOT / file).read_text("utf-8")
+
+
+def test_every_survivor_has_a_reason_and_the_page_states_the_figures():
+    results = json.loads((ROOT / "docs" / "results" / "mutants.json").read_text("utf-8"))
+    assert not [old for figures in results.values() for old in figures["survivors"] if not old["reason"]]
+    tried, killed, mutants = (sum(of[name] for of in results.values()) for name in ("tried", "killed", "mutants"))
+    page = " ".join((ROOT / "CONTRIBUTING.md").read_text("utf-8").split())
+    assert f"a sample: {tried:,} of the {mutants:,} mutants of {len(results)} modules" in page
+    assert f"{killed:,} were killed" in page
+    assert f"For each of the other {tried - killed} the file gives the reason" in page

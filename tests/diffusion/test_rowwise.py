@@ -46,7 +46,28 @@ def test_parts_fit_in_the_cache_of_a_cpu_and_are_larger_elsewhere():
     assert rows_at_a_time(8192, torch.device("cuda")) == 2048
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_part_has_as_many_rows_as_fit(inputs, monkeypatch, grad):
+    monkeypatch.setattr(rowwise, "CACHE_ELEMENTS", 5 * 3)
+    logits, sizes = inputs[0].detach().requires_grad_(grad), []
+
+    def recording(part):
+        sizes.append(len(part))
+        return part.sum(1)
+
+    by_rows(recording, logits)
+    assert sizes == [3, 3, 1]
+
+
 def test_the_backward_pass_keeps_one_tensor_of_the_size_of_the_logits(inputs):
     logits, shift, weight, _ = inputs
     values = by_rows(function, logits, shift, weight)
     assert [tensor.shape for tensor in values.grad_fn.saved_tensors] == [logits.shape]
+
+
+def test_a_second_derivative_is_refused(inputs):
+    logits, shift, weight, scale = inputs
+    values = scale.requires_grad_() * by_rows(function, logits, shift, weight)
+    (gradient,) = torch.autograd.grad(values.sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from didi.diffusion.uniform import Uniform
-from didi.diffusion.uniform_moves import draw_move, move_log_probs
+from didi.diffusion.uniform_moves import draw_move, move_log_probs, symbols
 
 NUM = 5
 RATES = [(0.0, 0.4), (0.0, 1.0), (0.3, 0.7), (0.6, 1.0), (0.999, 1.0), (1e-9, 2e-9)]
@@ -45,3 +45,18 @@ def test_draws_follow_the_posterior(logits, alpha_t, alpha_s):
         counts = torch.bincount(tokens, minlength=NUM)
         error = (num * probs * (1 - probs)).sqrt()
         assert ((counts - num * probs).abs() <= 4 * error + 1).all()
+
+
+def test_the_largest_number_draws_a_token_of_positive_probability(logits):
+    """Rounding can make the number of the prediction 1, and the last tokens have probability 0, as with top-p."""
+    num = 1000
+    log_probs = logits[:1].index_fill(1, torch.tensor([3, 4]), -torch.inf).log_softmax(-1).expand(num, -1)
+    uniforms, state = torch.full((num,), 1 - 2**-53, dtype=torch.float64), torch.zeros(num).long()
+    for alpha_t in (0.3, 0.6, 0.71):
+        alpha_s = torch.linspace(alpha_t + 0.01, 1, num, dtype=torch.float64)
+        assert (draw_move(log_probs, state, uniforms, alpha_t, alpha_s) == 2).all()
+
+
+def test_numbers_outside_the_range_give_the_nearest_symbol():
+    numbers = torch.tensor([-0.3, 0.0, 0.24, 0.25, 0.999, 1.0, 1.3])
+    assert symbols(numbers, 4).tolist() == [0, 0, 0, 1, 3, 3, 3]

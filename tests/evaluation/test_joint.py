@@ -1,11 +1,12 @@
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from didi.data.markov import MarkovChain
 from didi.errors import UsageError
-from didi.evaluation.joint import JointSettings, compare_joint, joint_divergence
+from didi.evaluation.joint import JointSettings, compare_joint, default_settings, joint_divergence
 from didi.evaluation.joint_chain import ChainFit
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 
@@ -145,6 +146,37 @@ def test_sequences_are_scored_by_a_network_that_has_not_seen_them(monkeypatch):
     assert sorted(held_out) == sorted(map(tuple, rows.tolist()))
 
 
+@pytest.mark.slow
+def test_a_fit_has_the_configured_optimizer_and_a_rate_that_rises_for_20_updates_and_falls_as_a_cosine(
+    monkeypatch, randomise
+):
+    rates, optimizers = [], []
+
+    class Recording(torch.optim.AdamW):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            optimizers.append(self)
+
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+    settings = JointSettings(folds=2, epochs=8, patience=9, batch_size=1, learning_rate=0.01, weight_decay=0.3)
+    joint_divergence(SMALL.sample(8, LENGTH, seeded(11)), tiny_network(randomise), settings)
+    expected = [0.01 * min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / 24)) / 2 for step in range(24)]
+    assert rates == pytest.approx(2 * expected)
+    assert {(o.defaults["weight_decay"], o.defaults["betas"]) for o in optimizers} == {(0.3, (0.9, 0.98))}
+
+
+def test_default_settings_are_those_of_the_reported_figures(randomise):
+    chain = {"folds": 4, "stop_fraction": 0.125, "epochs": 16, "patience": 6, "batch_size": 32, "seed": 0}
+    chain |= {"learning_rate": 3e-3, "weight_decay": 0.1}
+    text = {"folds": 2, "epochs": 3, "patience": 1, "batch_size": 8, "learning_rate": 2e-3, "weight_decay": 0.05}
+    assert asdict(default_settings(SMALL)) == chain
+    assert asdict(default_settings(tiny_network(randomise))) == chain | text
+
+
 def test_what_cannot_be_fitted_is_refused(randomise):
     rows = SMALL.sample(16, LENGTH, seeded(8))
     with pytest.raises(UsageError, match="4 folds takes 8 samples or more; got 7"):
@@ -168,5 +200,9 @@ def test_two_sets_are_compared_pair_by_pair():
     assert comparison.ratio == pytest.approx(float((shared + 1).sum() / shared.sum()))
     assert comparison.ratio_ci[0] < comparison.ratio < comparison.ratio_ci[1] < comparison.ratio + 0.02
     assert math.isnan(compare_joint(shared, -shared).ratio)
+    noisy = shared + torch.randn(500, generator=generator, dtype=torch.float64)
+    first, second = (compare_joint(noisy, shared, seed=seed) for seed in (0, 1))
+    assert first.gap_ci != second.gap_ci
+    assert first.ratio_ci != second.ratio_ci
     with pytest.raises(ValueError, match="got 500 and 499"):
         compare_joint(shared, shared[1:])

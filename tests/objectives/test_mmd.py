@@ -81,6 +81,12 @@ def test_baselines_keep_the_expectation_and_leave_one_out_has_less_variance(kern
     assert variances[1] < 0.7 * variances[2]  # all pairs have less variance than those of a group
 
 
+@pytest.mark.parametrize("settings", [{"advantage": "groups"}, {"advantage": "leave-one-out"}])
+def test_samples_of_equal_cost_have_the_advantage_zero(settings):
+    advantage = mmd_advantages(torch.full((1, 6, 6), 0.7), torch.full((1, 6, 2), 0.2), **settings)
+    assert advantage.abs().max() < 1e-6
+
+
 def test_the_estimate_of_the_discrepancy_is_unbiased(kernel):
     probs, pairs = LOGITS.softmax(0), list(product(range(NUM_STATES), repeat=2))
     expected = torch.zeros((), dtype=torch.float64)
@@ -106,6 +112,16 @@ def test_a_kernel_of_sequences_is_the_mean_over_pairs_of_points(monkeypatch):
         torch.testing.assert_close(turned, weighted.transpose(1, 2))
 
 
+def test_a_kernel_depends_on_differences_of_features_even_if_these_are_far_from_zero():
+    points = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(2))
+    bandwidths, shift = torch.tensor([1.0]), torch.tensor([3000.0, -3000.0])[:, None, None, None]
+    points = points + shift - shift  # the digits that remain with the shift
+    shifted = sequence_kernel(points + shift, points + shift, bandwidths)
+    torch.testing.assert_close(shifted, sequence_kernel(points, points, bandwidths), rtol=1e-4, atol=1e-6)
+    same = points[:, :, :1] + shift
+    assert sequence_kernel(same, same, bandwidths).amax() <= 1
+
+
 def test_a_mixture_of_bandwidths_is_the_mean_of_their_kernels():
     distances = torch.tensor([0.0, 2.0])
     torch.testing.assert_close(gaussian_kernel(distances, torch.tensor([1.0])), torch.tensor([1.0, 0.36787944]))
@@ -124,6 +140,7 @@ def test_the_median_excludes_pairs_of_equal_points():
     [
         (2, {}, "leave-one-out needs 3 or more samples of a state; got 2"),
         (2, {"advantage": "groups"}, "got 2 samples in groups of 2"),
+        (4, {"advantage": "groups", "group_size": 1}, "got 4 samples in groups of 1"),
         (5, {"advantage": "groups"}, "got 5 samples in groups of 2"),
     ],
 )

@@ -24,6 +24,7 @@ from didi.models.dit import DiT, DiTConfig
 from didi.models.inference import for_inference
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import path_alphas, time_grid
+from didi.sampling.latent import drawn_codes
 from didi.sampling.options import SamplingOptions
 from didi.sampling.passes import TrunkPass
 from didi.sampling.registry import SAMPLERS, samplers_of
@@ -144,6 +145,13 @@ def test_every_move_draws_new_codes(wide, monkeypatch):
 
 
 @torch.no_grad()
+def test_padding_does_not_change_the_codes_of_a_sequence(wide):
+    padded, alone = SequenceNoise(7, [0, 1], lengths=[2, 4]), SequenceNoise(7, [0])
+    for _ in range(2):
+        codes, expected = (drawn_codes(wide.student, *draw, torch.device("cpu")) for draw in ((padded, 4), (alone, 2)))
+        assert torch.equal(codes[:1, :2], expected)
+
+
 def test_a_shared_pass_gives_each_request_its_codes(wide):
     student, generator = wide.student, torch.Generator().manual_seed(0)
     requests = []

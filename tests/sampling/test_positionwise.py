@@ -16,7 +16,7 @@ from didi.errors import DidiError, UsageError
 from didi.evaluation.exact.product import PositionwiseSampler, positionwise_distribution
 from didi.evaluation.exact.rows import ExactRows
 from didi.models.bundle import Bundle
-from didi.sampling.base import time_grid
+from didi.sampling.base import features_at, time_grid
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
 from didi.sampling.options import SamplingOptions
@@ -89,6 +89,33 @@ def test_samples_have_the_enumerated_distribution(chi_square, name, nfe):
     counts = number[drawn]
     assert chi_square(counts[keep[counts]], pooled[keep]) > 1e-3
     assert isinstance(sampler, PositionwiseSampler)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if "absorb" not in name])
+def test_numbers_on_a_grid_draw_each_token_as_often_as_its_probability(name):
+    """One move from the same state of all rows; the two numbers of a position, if it reads two, are on a grid."""
+    sampler, num, (t, s) = SAMPLERS[name](), 40, torch.tensor([0.6, 0.3], dtype=torch.float64)
+    z, side = torch.tensor([[0, 2, 1]]), (torch.arange(num, dtype=torch.float64) + 0.5) / num
+    logits = features_at(sampler.denoiser, sampler.process, z, t)[0]
+    expected = sampler.move_probs(logits, z[0], t, s)
+    z, grid = z.expand(num**2, -1), torch.cartesian_prod(side, side)[:, None].expand(-1, LENGTH, -1)
+    if isinstance(sampler, UniformAncestral):
+        canvas = Canvas.blank(len(z), LENGTH)
+        drawn, _ = sampler.after_move(z, canvas, canvas.is_free, grid, sampler.move(t, s), t)
+    else:
+        numbers = (torch.arange(num**2, dtype=torch.float64) + 0.5) / num**2
+        columns = [(logits[i].expand(len(z), -1), z[:, i], numbers, t, s) for i in range(LENGTH)]
+        drawn = torch.stack([sampler._moved(*column) for column in columns], 1)
+    found = torch.nn.functional.one_hot(drawn, NUM).double().mean(0)
+    torch.testing.assert_close(found, expected, atol=1.5 / num, rtol=0)
+
+
+def test_the_largest_number_moves_a_mask_to_a_token():
+    """Rounding can make the number with which the new token is drawn 1, and the mask is the last symbol."""
+    sampler, num = SAMPLERS["score, absorb"](), 200
+    logits = 0.1 * torch.randn(num, NUM + 1, generator=torch.Generator().manual_seed(0))
+    largest, (t, s) = torch.full((num,), 1 - 2**-53, dtype=torch.float64), torch.tensor([0.9, 0.3]).double()
+    assert (sampler._moved(logits, torch.full((num,), NUM), largest, t, s) < NUM).all()
 
 
 def test_settings_change_the_distribution():

@@ -65,6 +65,13 @@ def test_the_share_of_masks_equals_that_of_the_diffusion(world, tabular, draw, r
         assert share == pytest.approx(expected, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
 
+def test_tokens_are_masked_again_in_the_moves_from_t_on_to_t_off_both_included():
+    remask = Remasking("cap", 0.4, t_on=0.75, t_off=0.25)
+    assert [remask.probability(t, 0.5, 0.6) for t in (0.8, 0.75, 0.5, 0.25, 0.2)] == [0.0, 0.4, 0.4, 0.4, 0.0]
+    assert Remasking("rescale", 0.5).probability(0.9, 0.1, 0.2) == 0.5
+    assert Remasking("rescale", 0.5).probability(0.1, 0.5, 0.9) == pytest.approx(0.1)
+
+
 def test_without_remasking_it_is_ancestral_sampling(world, tabular, draw, chi_square):
     _, drawn = draw(RemaskingSampler(tabular(world.table), LOG_LINEAR, Remasking(eta=0.0)), num=NUM, nfe=4)
     assert chi_square(drawn, world.sample_probs([world.table] * 4, LOG_LINEAR)) > 1e-3

@@ -15,9 +15,8 @@ from didi.diffusion.categorical import divergence, entropy
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import nelbo_weight, sigma
 from didi.methods.didi_settings import DistillConfig
+from didi.methods.guidance_states import guidance_states
 from didi.methods.rollout import Rollout, rollout
-from didi.methods.trajectories import states_before_a_move
-from didi.methods.uniform_moves import uniform_states_before_a_move
 from didi.models.bundle import Bundle
 from didi.objectives.didi import (
     advantages,
@@ -168,8 +167,7 @@ def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator:
     draws = torch.rand(num_numbers, *shape, dtype=torch.float64, generator=generator)
     uniforms = torch.rand((*shape, 2) if is_uniform else shape, dtype=torch.float64, generator=generator)
     t = 1 - move.double() / num_moves
-    states = uniform_states_before_a_move if is_uniform else states_before_a_move
-    fake_t = states(average, process, move, num_moves, draws)
+    fake_t = guidance_states(average, process, move, num_moves, draws)
     real = _real_rows(inputs, step, 0, 0, len(t))
     real_t = _corrupted(inputs, real, schedule.alpha(t), uniforms)
     return _loss_of_rows(inputs, discriminator, fake_t, real_t, t)

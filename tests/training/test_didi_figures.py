@@ -1,13 +1,18 @@
 """Figures that a step of DiDi-Instruct reports and that do not affect its gradients."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from didi.data.source import MarkovSource
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.methods.base import Inputs
+from didi.methods.discriminator_step import discriminator_step_loss
+from didi.methods.objective_settings import ObjectiveConfig
+from didi.methods.regularisation import regularisation
 from didi.methods.settings import DataConfig, LoopConfig
 from didi.models.bundle import Bundle
 from didi.training.trainer import make_trainer
@@ -58,3 +63,27 @@ def test_guidance_steps_need_no_rollout(method):
 def test_tokens_per_step_count_all_completions(method):
     settings = method.settings
     assert method.tokens_per_step == 4 * settings.loop.accumulation * settings.objective.completions * LENGTH
+
+
+def test_regularisers_are_summed_over_moves_and_the_entropy_of_the_last_move_is_logged():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = ([torch.randn(n, 5, generator=generator).log_softmax(-1) for n in (3, 2)] for _ in range(2))
+    objective = ObjectiveConfig(divergence="backward", divergence_weight=0.5, entropy_weight=0.25)
+    loss, metrics = regularisation(student, teacher, objective)
+    entropies = [-(p.exp() * p).sum(-1).mean() for p in student]
+    divergence = sum((p.exp() * (p - q)).sum(-1).mean() for p, q in zip(student, teacher, strict=True))
+    torch.testing.assert_close(loss, 0.5 * divergence - 0.25 * sum(entropies))
+    torch.testing.assert_close(metrics, {"entropy": entropies[1], "divergence": divergence})
+
+
+def test_the_accuracy_leaves_out_padding(unchecked):
+    """A finished sequence has no masks, so its mean is over all real positions."""
+    logits = torch.tensor([[-1.0, -1.0, 9.0, 9.0], [-1.0, -1.0, 9.0, 9.0]])
+    runtime = SimpleNamespace(device=torch.device("cpu"), call=lambda *_: logits)
+    discriminator = SimpleNamespace(train=lambda: None, is_time_conditioned=False)
+    canvas = Canvas.padded(torch.zeros(1, 4, dtype=torch.long), torch.tensor([2]))
+    arguments = Absorbing(4), canvas, canvas, torch.zeros(1), None, 0.0
+    _, figures = discriminator_step_loss(runtime, discriminator, *arguments)
+    assert figures["discriminator_accuracy"] == 0.5  # the real sequence alone is recognised
+    logits = torch.zeros(2, 4)
+    assert discriminator_step_loss(runtime, discriminator, *arguments)[1]["discriminator_accuracy"] == 0

@@ -207,6 +207,7 @@ def test_recipes_exist_for_all_corpora():
     assert all(isinstance(config, DimoConfig) for config in found.values())
     published = found["owt-169m"]
     assert (published.student_optimizer.learning_rate, published.loop.ema_decay) == (1e-5, 0.9999)
+    assert published.student_optimizer.weight_decay == published.auxiliary_optimizer.weight_decay == 0  # Adam
     assert {found[name].loop.steps for name in ("exact", "markov", "tiny-news", "owt-169m")} != {10_000}
 
 

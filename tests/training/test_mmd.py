@@ -185,6 +185,23 @@ def test_features_may_be_of_corrupted_sequences(make_job, objective):
     assert 0.3 < masked.float().mean() < 0.7
 
 
+def test_equal_samples_have_a_finite_loss(make_job):
+    method = make_job(with_objective(PATH)).method
+    batch = method.prepare(0, 0)
+    assert method.settings.objective.normalise_advantage
+    assert method._loss(batch)[0].abs() > 1e-4
+    assert method._loss(replace(batch, x=batch.x[:, :1].expand_as(batch.x)))[0].abs() < 1e-2
+
+
+def test_features_of_many_sequences_are_computed_in_parts(make_job, monkeypatch):
+    method, parts = make_job(CONFIG).method, []
+    rows, features = method.source.batch(0, 5), method._local_features
+    monkeypatch.setattr("didi.methods.mmd._TOKENS_AT_ONCE", 16)
+    monkeypatch.setattr(method, "_local_features", lambda *part: parts.append(len(part[0])) or features(*part))
+    assert [len(kind) for kind in method._features(rows, torch.Generator())] == [5]
+    assert parts == [2, 2, 1]
+
+
 def test_a_bank_replaces_the_sequences_of_the_step(make_job):
     method = make_job(with_objective(PATH, bank_size=8)).method
     assert [len(features) for features in method._bank] == [8]

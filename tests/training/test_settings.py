@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 
 import didi.diffusion
+import didi.evaluation.exact
 import didi.methods
 import didi.objectives
 import didi.sampling
@@ -254,7 +255,9 @@ def test_the_warm_up_has_its_own_trajectories():
     assert of_warmup(5, trajectory="path", moves=8) == ("path", 5)
 
 
-@pytest.mark.parametrize("package", [didi.diffusion, didi.methods, didi.objectives, didi.sampling])
+@pytest.mark.parametrize(
+    "package", [didi.diffusion, didi.evaluation.exact, didi.methods, didi.objectives, didi.sampling]
+)
 def test_no_field_of_a_record_changes(package):
     modules = [
         importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)

@@ -43,4 +43,4 @@ class Reference(FrozenCopy):
         student_log_probs = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
         network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
         path = drawn.x, drawn.record, drawn.num_moves
-        return student_log_probs - path_log_probs(network, self._process, *path, self._initial_state, drawn.canvas)
+        return student_log_probs - path_log_probs(network, self._process, *path, drawn.canvas, self._initial_state)

@@ -121,12 +121,11 @@ def uniform_states_before_a_move(
     move: Int[Tensor, " s"],
     num_moves: int,
     uniforms: Float[Tensor, "k s l"],
-    canvas: Canvas | None = None,
+    canvas: Canvas,
 ) -> Int[Tensor, "s l"]:
     """See ``guidance_states.guidance_states``; ``uniforms[0]`` is for the initial state, the others for the moves."""
     device, times = uniforms.device, move_times(num_moves)
     alphas = path_alphas(process.schedule, times).tolist()
-    canvas = canvas or Canvas.blank(uniforms.shape[1], uniforms.shape[2], device)
     z = process.prior(canvas, uniforms[0, :, :, None].expand(-1, -1, process.draws_per_position))
     # Sharded weights are gathered in each pass, so all processes make equally many passes, some without rows.
     for number in range(num_moves if process_group().size > 1 else int(move.max())):

@@ -123,8 +123,8 @@ def path_log_probs(
     x: Int[Tensor, "s g l"],
     record: Tensor,
     num_moves: int,
+    canvas: Canvas,
     initial_state: InitialState | None = None,
-    canvas: Canvas | None = None,
 ) -> Float[Tensor, "s g"]:
     """Log-probability of whole paths under a network: of the drawn tokens given the states before them.
 
@@ -134,9 +134,8 @@ def path_log_probs(
         x: finished samples of the paths.
         record: ``Rollout.record`` of the paths.
         num_moves: number of moves of the paths.
+        canvas: masks of the free and real positions of the sequences.
         initial_state: distribution of the initial state; None for that of the process.
-        canvas: masks of the free and real positions of the sequences; None if all positions are free.
     """
-    canvas = canvas or Canvas.blank(len(x), x.shape[-1], x.device)
     moves = student_moves(network, process, num_moves, canvas, initial_state)
     return moves.path_log_probs(x, record)

@@ -72,7 +72,7 @@ def surrogate_loss(logits: Float[Tensor, "n v"], gradient: Float[Tensor, "n v"])
 
 
 def auxiliary_losses(
-    log_probs: Float[Tensor, "n v"], targets: Int[Tensor, " n"], label_smoothing: float = 0.0
+    log_probs: Float[Tensor, "n v"], targets: Int[Tensor, " n"], label_smoothing: float
 ) -> Float[Tensor, " n"]:
     """Cross-entropy of the student's tokens at masked positions, in nats.
 
