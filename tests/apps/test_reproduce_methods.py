@@ -283,7 +283,7 @@ def test_differing_budgets_are_reported(make_study, budgets, is_reported):
     plan = method_plan("exact", ["didi", "stand-in"], 3)
     lines = heading(plan, make_study("exact", budgets))
     assert any("**Budgets differ by more than 10%**: didi 2.00, stand-in 2.30" in text for text in lines) == is_reported
-    assert any(text.startswith("- didi: teacher `exact`, 500 steps of 256, 2.00 million") for text in lines)
+    assert any(text.startswith("- didi: teacher `exact`, 500 steps, batch 256, 2.00 million") for text in lines)
     assert any("trained for 4 moves; sampler ancestral" in text for text in lines)
 
 

@@ -167,7 +167,9 @@ def test_a_second_ctrl_c_ends_the_workers_at_once(study):
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (130, "didi: interrupted\n")
+    # On a busy machine Python's resource tracker may warn about a semaphore of a killed worker.
+    lines = [text for text in err.splitlines() if "resource_tracker" not in text and "warnings.warn" not in text]
+    assert (process.returncode, lines) == (130, ["didi: interrupted"])
 
 
 @pytest.mark.slow
