@@ -13,13 +13,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n 2 -m "not network and not gpu and not large"
 
-# What .ci/run and the pre-commit hook run.
+# What .ci/run and the pre-commit hook run. mkdocs --quiet would hide warnings from --strict.
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 	$(BIN)/pytest -n 2
 
 # Several hours on one core; `make mutants MUTANTS="didi/sampling/guided --sample 40"` runs a part. The named mutations
@@ -32,7 +32,7 @@ mutants: $(READY)
 
 # The pages of docs/ as a site, in site/index.html.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

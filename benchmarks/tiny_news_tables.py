@@ -98,17 +98,21 @@ def against_autoregressive(rows: dict[str, EvaluationRow], timing: Timing) -> li
     for sampler in ("ancestral", "guided"):
         title = f"**Student, {sampler}, compared with the autoregressive baseline:**"
         first_good, missed = None, []
-        for nfe in NFES if sampler == "ancestral" else GUIDED_NFES:
+        nfes = NFES if sampler == "ancestral" else GUIDED_NFES
+        for nfe in nfes:
             row = rows[Cell("student", sampler, nfe).name]
             baseline_perplexity = perplexity_at_entropy(sweep(rows, BASELINE), row.entropy)
+            if math.isnan(baseline_perplexity):
+                continue  # the baseline does not reach this entropy
             if row.gen_ppl <= baseline_perplexity:
                 first_good = (nfe, row, baseline_perplexity)
                 break
             missed.append(f"{row.gen_ppl:.0f} and {baseline_perplexity:.0f} at {nfe} NFE")
         if first_good is None:
+            measured = "" if len(missed) == len(nfes) else "measured "
             lines.append(
-                f"{title} the student is worse at equal entropy at every NFE (perplexity of student and baseline: "
-                f"{'; '.join(missed)})."
+                f"{title} the student is worse at equal entropy at every {measured}NFE (perplexity of student and "
+                f"baseline: {'; '.join(missed)})."
             )
             continue
         nfe, row, baseline_perplexity = first_good

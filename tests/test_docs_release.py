@@ -103,3 +103,11 @@ def test_a_page_begins_with_its_finding_and_ends_with_its_claims(page, title):
     text = (DOCS / page).read_text()
     assert text.splitlines()[2].startswith("**")
     assert re.findall(r"^## (.*)$", text, re.M)[-1] == title
+
+
+def test_the_strict_build_of_the_site_sees_its_warnings():
+    # --quiet hides warnings before --strict counts them.
+    for file in ("Makefile", "tests/test_docs_site.py"):
+        assert not [
+            line for line in (ROOT / file).read_text("utf-8").splitlines() if "--strict" in line and "--quiet" in line
+        ]

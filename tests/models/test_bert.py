@@ -128,7 +128,8 @@ def test_a_wrong_state_dict_is_refused_by_key(model, change, message):
         ({"max_position_embeddings": 17}, "max_position_embeddings in config.json is a size"),
         ({"num_attention_heads": None}, "num_attention_heads, a whole number, must be in config.json"),
         ({"num_attention_heads": 5}, r"multiple of num_heads; got 24 and 5"),
-        ({"layer_norm_eps": 0}, "layer_norm_eps in config.json is a number above 0"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps in config.json is a number between 0 and 1"),
+        ({"layer_norm_eps": 5.0}, "layer_norm_eps in config.json is a number between 0 and 1; got 5"),
     ],
 )
 def test_settings_that_contradict_the_weights_are_refused(model, settings, message):

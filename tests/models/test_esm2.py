@@ -185,7 +185,7 @@ def test_a_wrong_state_dict_is_refused_by_key(change, message):
         ({"num_hidden_layers": 3}, r"missing esm\.encoder\.layer\.2"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers in config.json is a whole number in"),
         ({"num_attention_heads": None}, "num_attention_heads, a whole number, must be in config.json"),
-        ({"layer_norm_eps": 0}, "layer_norm_eps in config.json is a number above 0"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps in config.json is a number between 0 and 1"),
         ({"num_attention_heads": 5}, "multiple of 2 \\* num_heads"),
     ],
 )

@@ -83,9 +83,7 @@ def _one_line(box: str, prog: str) -> str:
     if match := re.search(r"Error parsing (--[\w.-]+): Could not find valid parse for arguments: \[(.*?)\]", text):
         return f"{match[1]} does not take the values {match[2]}; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
-    text = re.sub(
-        r"^Error parsing config[\w.]*: ", "", text
-    )  # a dataclass of settings refuses a value in its own words
+    text = re.sub(r"^Error parsing config[\w.]*: ", "", text)  # settings refuse a value in their own words
     text = text.split(" Argument helptext:")[0].rstrip(".")
     return f"{text}; see {prog} --help"
 

@@ -1,6 +1,5 @@
 """Checks of the ``config.json`` of public checkpoints, which the readers of their layouts share."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +19,11 @@ def check_required(settings: Mapping[str, Any], required: Mapping[str, Any], *, 
     """
     for name, value in required.items():
         given = settings.get(name, value)
-        if given != value and not (given is None and value is False):
-            raise UsageError(f"{source} has {name} {value} in config.json; got {given!r:.80}")
+        is_equal = given == value and isinstance(given, bool) == isinstance(value, bool)  # 0 is not False
+        if not is_equal and not (given is None and value is False):
+            raise UsageError(
+                f"{source} has {name} {value} in config.json; got {given!r:.80}: other values are not supported"
+            )
 
 
 def check_sizes(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
@@ -40,7 +42,7 @@ def check_sizes(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
 
 
 def epsilon_of(settings: Mapping[str, Any], name: str, default: float) -> float:
-    """Epsilon of layer normalisation, above 0.
+    """Epsilon of layer normalisation, in (0, 1).
 
     Args:
         settings: ``config.json``.
@@ -48,9 +50,9 @@ def epsilon_of(settings: Mapping[str, Any], name: str, default: float) -> float:
         default: value of a missing setting.
 
     Raises:
-        UsageError: it is not a finite number above 0.
+        UsageError: it is not a number in (0, 1).
     """
     epsilon = settings.get(name, default)
-    if type(epsilon) not in (int, float) or not 0 < epsilon < math.inf:
-        raise UsageError(f"{name} in config.json is a number above 0; got {epsilon!r:.80}")
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+        raise UsageError(f"{name} in config.json is a number between 0 and 1; got {epsilon!r:.80}")
     return float(epsilon)

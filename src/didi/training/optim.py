@@ -132,7 +132,7 @@ class Average(AveragedModel):
         Args:
             model: the network; its buffers are copied.
             is_changed: whether its weights have changed, a bool or a 0-dim tensor; if not, the averaged weights and the
-                number of updates stay the same.
+                number of updates stay the same. The weights must be finite in any case.
         """
         weight: float | Tensor
         if isinstance(is_changed, Tensor):

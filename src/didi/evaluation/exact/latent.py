@@ -55,9 +55,8 @@ def latent_distributions(
     for half in range(2):
         generator, mass, drawn = named_generator("exact-latent", half), states.all_masked(), None
         for move, probability in enumerate(reveal_probabilities(alphas)):
-            num_draws = (
-                DRAWS // 2 if move or not is_timed else 0
-            )  # the first move starts from the fully masked state only
+            # The first move starts from the fully masked state only.
+            num_draws = DRAWS // 2 if move or not is_timed else 0
             if drawn is None or is_timed:
                 drawn = _draws(sampler, states, times[move], generator, num_draws if len(times) > 2 else 0)
             mass = _moved(states, mass, probability, drawn)
