@@ -44,7 +44,7 @@ CELLS = {
     "teacher": [(4, 1.0), (16, 1.0), *((nfe, temperature) for nfe in TEACHER_NFES for temperature in TEMPERATURES)],
     "student": [(nfe, 1.0) for nfe in (4, 8, 16, 64)],
 }
-JOINT_CELLS = [("data", 0), ("teacher", 8), ("student", 8), ("student", 16), ("teacher", 64)]
+JOINT_CELLS = [("data", 0), ("teacher", 8), ("student", 8), ("teacher", 16), ("student", 16)]
 
 
 def real_tokens(args: argparse.Namespace, role: str) -> Tensor:
