@@ -51,6 +51,10 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
             ["distill", "markov", "--out", "x", "--discriminator.warmup-steps", "-5"],
             "warmup_steps is 0 or more; got -5",
         ),
+        (
+            ["distill", "markov", "--out", "x", "--discriminator.real-source", "foo"],
+            "discriminator.real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got 'foo'",
+        ),
         (["pretrain", "markov", "--out", "x", "--network.num-heads", "0"], "num_heads is 1 or more; got 0"),
         (["generate", "--model", "markov", "--temperature", "nan"], "temperature lies in [0, 1e+30]; got nan"),
         (["generate", "--model", "markov", "--temperature", "-1"], "temperature lies in [0, 1e+30]; got -1.0"),
