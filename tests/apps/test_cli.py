@@ -36,8 +36,9 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["distill", "markov", "--out", "x", "--max-steps", "0"], "--max-steps is 1 or more; got 0"),
         (
             ["distill", "markov", "--out", "x", "--preset", "papr"],
-            "released, two-moves; got 'papr'",
+            "released, two-moves; got 'papr'; did you mean 'paper'?",
         ),
+        (["distill", "markov", "--out", "x", "--method", "sdt"], "dimo, mmd; got 'sdt'; did you mean 'sdtt'?"),
         (["distill", "markov", "--out", "x", "--config", "none.yaml"], "none.yaml is not readable"),
         (["distill", "markov", "--out", "x", "--device", "cuda:99"], "--device is cpu, cuda or cuda:N"),
         (["distill", "markov", "--out", "x", "--teacher", "nobody"], "got 'nobody'"),
@@ -50,6 +51,10 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (
             ["distill", "markov", "--out", "x", "--discriminator.warmup-steps", "-5"],
             "warmup_steps is 0 or more; got -5",
+        ),
+        (
+            ["distill", "markov", "--out", "x", "--discriminator.real-source", "foo"],
+            "discriminator.real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got 'foo'",
         ),
         (["pretrain", "markov", "--out", "x", "--network.num-heads", "0"], "num_heads is 1 or more; got 0"),
         (["generate", "--model", "markov", "--temperature", "nan"], "temperature lies in [0, 1e+30]; got nan"),
@@ -99,10 +104,37 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["bench", "--model", "markov", "--length", "99"], "length lies in [1, 32]"),
         (
             ["generate", "--model", "markov", "--prefix", "s1 [MASK]"],
-            "an infill text has a [MASK] for each token to fill in",
+            "a prefix has no [MASK]; got 's1 [MASK]': use infill (--infill)",
         ),
-        (["generate", "--model", "markov", "--infill", "s1"], "an infill text has a [MASK] for each token to fill in"),
+        (["generate", "--model", "markov", "--infill", "s1"], "got 's1': add one, or use prefix (--prefix)"),
+        (
+            ["generate", "--model", "markov", "--infill", ""],
+            "an infill text has a [MASK] for each token to fill in; go",
+        ),
         (["generate"], "didi generate needs --model STR"),
+        (["generate", "tiny-news"], "has no option tiny-news; give a model with --model tiny-news; see didi generate"),
+        (["evaluate", "tiny-news", "--out", "x"], "no option tiny-news; give a model with --model tiny-news; see didi"),
+        (["generate", "--model", "markov", "other"], "didi generate has no option other; see didi generate --help"),
+        (["generate", "--model=markov", "other"], "didi generate has no option other; see didi generate --help"),
+        (["generate", "--foo"], "didi generate has no option --foo; see didi generate --help"),
+        (["generate", "--model", "markov", "--length"], "--length is one value or more; got none: leave --length out"),
+        (["generate", "--model", "markov", "--times", "--seed", "1"], "--times is one value or more; got none: leave"),
+        (["evaluate", "--model", "markov", "--out", "x", "--judge"], "--judge is one value or more; got none: leave"),
+        (["likelihood", "--model", "markov", "--data"], "--data is one value or more; got none: leave --data out"),
+        (["serve", "exact", "--cors-origins"], "--cors-origins is one value or more; got none: leave"),
+        (["likelihood", "--model", "markov", "--data", "wikitex"], "got 'wikitex'; did you mean 'wikitext'?"),
+        (["likelihood", "--model", "markov", "--data", "zzz"], "is one of ptb, wikitext, lm1b, lambada, ag-news, pubm"),
+        (
+            ["generate", "--model", "markov", "--proteins", "none.fasta", "--keep", "1"],
+            "none.fasta is not readable: No such file or directory\n",
+        ),
+        *(
+            (
+                ["generate", "--model", "markov", "--baseline", "exact", *words],
+                "--baseline is for --race; got 'exact' without --race: add it, or leave --baseline out",
+            )
+            for words in ([], ["--num-samples", "2"], ["--format", "fasta"], ["--html", "x"], ["--prompts", "none.txt"])
+        ),
         (
             ["reproduce", "table1"],
             "didi reproduce needs --scale {markov,exact,tiny,paper,proteins} and --out PATH; see",

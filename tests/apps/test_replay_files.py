@@ -101,8 +101,6 @@ def test_a_setting_that_one_entry_does_not_read_is_reported(didi, tmp_path):
         ({"race": ("teacher:4",), "role": "teacher"}, "leave --role and --sampler out"),
         ({"html": Path("x.html"), "num_samples": 2}, "leave --prompts, --proteins and --num-samples out"),
         ({"html": Path("x"), "gif": Path("x")}, "--html and --gif are different files; got x for both"),
-        ({"html": Path("x.html"), "baseline": "exact"}, "got 'exact' without --race: add it"),
-        ({"baseline": "exact"}, "got 'exact' without --race: add it"),
         ({"html": Path("x.html"), "length": (4, 5)}, "a replay shows texts of one length; got 4 5"),
         ({"html": Path("x.html"), "format": "fasta"}, "prints --format text or jsonl; got fasta"),
         ({"gif": Path("x.gif"), "race": ("teacher:4",) * 4}, "--gif shows at most 3 networks; got 4"),

@@ -15,7 +15,7 @@ def test_the_seven_corpora_of_table_7_have_hub_names():
 
 
 def test_names_are_of_the_hub_a_stand_in_or_a_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(zero_shot, "load_documents", lambda name: [name])
+    monkeypatch.setattr(zero_shot, "load_documents", lambda name, **_: [name])
     monkeypatch.setattr(zero_shot, "hub_texts", lambda place: [place])
     assert zero_shot_documents("ptb") == ["ptb-text-only/ptb_text_only:validation#sentence"]
     assert zero_shot_documents("mine.txt") == ["mine.txt"]

@@ -1,11 +1,12 @@
 """Every option of a distillation trains, or is refused before the first step."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from didi.errors import UsageError
-from didi.methods.real_source import _online_nfe
+from didi.methods import real_source
 from didi.models.bundle import Bundle
 
 from .distill_case import (
@@ -40,9 +41,12 @@ def test_the_discriminator_may_learn_from_the_first_completions_only(make_job, c
     assert seen == [num_rows]  # student and real rows in one pass; the warm-up computes no rewards
 
 
-@pytest.mark.parametrize("number", [1, 12])
-def test_teacher_steps_may_have_any_number(number):
-    assert _online_nfe(f"teacher-steps={number}") == number
+@pytest.mark.parametrize("number", [1, 10, 12])
+def test_teacher_steps_may_have_any_number(make_job, monkeypatch, number):
+    drawn = []
+    monkeypatch.setattr(real_source, "generate", lambda *_, nfe, **__: drawn.append(nfe) or SimpleNamespace(tokens=0))
+    make_job(with_discriminator(real_source=f"teacher-steps={number}")).method._real(0, 0, 0, 4)
+    assert drawn == [number]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from didi.apps.options import GuidanceFlags, guidance_from_flags
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
-from didi.arguments import listed, whole_number
+from didi.arguments import whole_number
 from didi.diffusion.absorbing import Absorbing
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
@@ -120,10 +120,8 @@ def bench(args: Sequence[str]) -> None:
     """Run ``didi bench`` with the arguments after the command's name."""
     command = parse(BenchCommand, args, prog="didi bench")
     whole_number("--rounds", command.rounds, low=1)
-    listed("--methods", command.methods)
-    listed("--network", command.network)
     for flag, values in (("--nfe", command.nfe), ("--batch-size", command.batch_size)):
-        for value in listed(flag, values):
+        for value in values:
             whole_number(flag, value, low=1)
     refuse_existing(command.out, ("bench.json", "bench.md"), overwrite=command.overwrite)
     is_random = command.random or (command.model in teacher_names() and command.model not in bundled_names())

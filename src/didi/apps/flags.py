@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import NoneType
 from typing import Any, Union, get_args, get_origin
 
+import tyro
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
@@ -16,6 +17,8 @@ from tyro.constructors import (
     StructTypeInfo,
     UnsupportedTypeAnnotationError,
 )
+
+from didi.apps.terminal import NO_VALUES
 
 Spec = PrimitiveConstructorSpec | UnsupportedTypeAnnotationError
 FLAG = re.compile(r"--[a-z][\w.-]*")
@@ -32,8 +35,8 @@ def parsing_rules(*, reads_none: bool) -> ConstructorRegistry:
     help of a flag has no line breaks of the source.
 
     Args:
-        reads_none: whether the word ``None`` is read as None, so that a value of a recipe can be unset; otherwise it is
-            read as text.
+        reads_none: whether the word ``None`` is read as None, and a flag for several values without any as no values,
+            so that a value of a recipe can be unset; otherwise the word is read as text, and such a flag is refused.
     """
     registry = ConstructorRegistry()
 
@@ -54,7 +57,8 @@ def parsing_rules(*, reads_none: bool) -> ConstructorRegistry:
             return None
         with _added(active, "several"):
             spec = ConstructorRegistry.get_primitive_spec(info)
-        return _several(spec) if isinstance(spec, PrimitiveConstructorSpec) else spec
+        takes_none = reads_none or tyro.conf.Positional in info.markers
+        return _several(spec, takes_none=takes_none) if isinstance(spec, PrimitiveConstructorSpec) else spec
 
     @registry.struct_rule
     def unwrapped(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -77,9 +81,19 @@ def _added(names: set[str], name: str) -> Iterator[None]:
         names.remove(name)
 
 
-def _several(spec: PrimitiveConstructorSpec[Any]) -> PrimitiveConstructorSpec[Any]:
+def _several(spec: PrimitiveConstructorSpec[Any], *, takes_none: bool) -> PrimitiveConstructorSpec[Any]:
     """The rule for a tuple, from the parser's own; help shows an empty tuple as unset."""
-    return dataclasses.replace(spec, str_from_instance=lambda value: spec.str_from_instance(value) or [UNSET])
+
+    def read(words: list[str]) -> Any:
+        if not words and not takes_none:
+            raise ValueError(NO_VALUES)
+        return spec.instance_from_str(words)
+
+    return dataclasses.replace(
+        spec,
+        instance_from_str=read,
+        str_from_instance=lambda value: spec.str_from_instance(value) or [UNSET],
+    )
 
 
 def _with_unwrapped_help(spec: StructConstructorSpec) -> StructConstructorSpec:

@@ -129,11 +129,12 @@ class GenerateCommand:
 def run_generate(args: Sequence[str]) -> None:
     """Run ``didi generate`` with the arguments after the command's name."""
     command = parse(GenerateCommand, args, prog="didi generate")
+    _check(command)
     templates = templates_of(command)
     prompts = None if command.prompts is None else read_prompts(command.prompts)
     prompts = prompts if templates is None else list(templates.prompts)
     prefix, infill = text_or_input(command.prefix, "--prefix"), text_or_input(command.infill, "--infill")
-    if command.html or command.gif or command.race or command.baseline is not None:
+    if command.html or command.gif or command.race:
         run_replay(command, prefix, infill)
         return
     num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
@@ -174,6 +175,14 @@ def run_generate(args: Sequence[str]) -> None:
             num_tokens += int(drawn.lengths.sum()) - num_framing * len(drawn.texts)
     seconds = time.perf_counter() - started
     print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:,.0f} a second", file=sys.stderr)
+
+
+def _check(command: GenerateCommand) -> None:
+    """Refuse a flag that needs another one, before anything is read."""
+    if command.baseline is not None and not command.race:
+        raise UsageError(
+            f"--baseline is for --race; got {command.baseline!r} without --race: add it, or leave --baseline out"
+        )
 
 
 @contextmanager

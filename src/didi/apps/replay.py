@@ -90,10 +90,6 @@ def _check(command: Any) -> None:
         raise UsageError(f"a replay shows texts of one length; got {' '.join(map(str, command.length))}: give one")
     if command.format == "fasta":
         raise UsageError("a replay prints --format text or jsonl; got fasta: choose one of them")
-    if command.baseline is not None and not command.race:
-        raise UsageError(
-            f"--baseline is for --race; got {command.baseline!r} without --race: add it, or leave --baseline out"
-        )
     if command.race and (command.role is not None or command.sampler != "default"):
         raise UsageError("--race names roles and samplers, as in student:8:guided; leave --role and --sampler out")
     if command.gif is not None and len(command.race) > MAX_LANES:

@@ -68,7 +68,7 @@ def run_serve(args: Sequence[str]) -> None:
     port = _port(command.port)
     named = _named(command.models)
     from didi.serving.app import make_app
-    from didi.serving.server import serve
+    from didi.serving.server import check_address, serve
 
     settings = ServerSettings(
         token=os.environ.get(TOKEN_VARIABLE) if command.token is None else command.token,
@@ -86,6 +86,7 @@ def run_serve(args: Sequence[str]) -> None:
     device = default_device()
     bundles = {name: for_inference(load(model).to(device), command.network) for name, model in named.items()}
     where = f"http://{command.host}:{port}" if port else "the address below"
+    check_address(command.host, port)
     app = make_app(bundles, settings)
     print(f"didi serves {', '.join(bundles)} at {where}", file=sys.stderr)
     serve(app, settings, command.host, port)

@@ -19,6 +19,9 @@ from didi.errors import DidiError, Diverged, Interrupted, UsageError, suggestion
 
 Parsed = TypeVar("Parsed")
 
+NO_VALUES = "no values"
+"""The parser's error for a flag that takes several values and has none; see ``flags.parsing_rules``."""
+
 # Parameters of glibc's mallopt, and the largest value that it takes, an int.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGE = -1, -3, 2**31 - 1
 
@@ -52,17 +55,27 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(_one_line(messages.getvalue(), prog)) from None
+        has_model = any(word.split("=")[0] == "--model" for word in args)
+        lacks_model = "model" in getattr(command, "__dataclass_fields__", ()) and not has_model
+        raise UsageError(_one_line(messages.getvalue(), prog, lacks_model=lacks_model)) from None
 
 
-def _one_line(box: str, prog: str) -> str:
-    """One line for an error message of the parser, which is a box of several lines: the flag, the rule, the value."""
+def _one_line(box: str, prog: str, *, lacks_model: bool = False) -> str:
+    """One line for an error message of the parser, which is a box of several lines: the flag, the rule, the value.
+
+    Args:
+        box: the message of the parser.
+        prog: the command line up to the flags.
+        lacks_model: whether the command has a flag ``--model`` that is not given.
+    """
     border = r"[│|╭╮╰╯─+-]*"  # ASCII if the terminal has no Unicode
     lines = [re.sub(rf"^{border} | {border}$|^{border}$", "", line).strip() for line in box.splitlines()]
     text = " ".join(line for line in lines if line and "full helptext" not in line)
     text = re.sub(r"\s*[─-]{4,}", "", text)  # horizontal rules inside the box
     if match := re.search(r"Unrecognized options: (.+?)(?: Perhaps you meant: (--\S+)| Similar|$)", text):
         unknown, nearest = match[1].split(",")[0].split()[0], match[2]
+        if lacks_model and not unknown.startswith("-"):
+            return f"{prog} has no option {unknown}; give a model with --model {unknown}; see {prog} --help"
         hint = f"; did you mean {nearest}? See" if nearest else "; see"
         return f"{prog} has no option {unknown}{hint} {prog} --help"
     if text.startswith("Required options"):
@@ -80,6 +93,8 @@ def _one_line(box: str, prog: str) -> str:
     ):
         if match := re.search(rf"Error parsing (--[\w.-]+): {parsed}: ('.*?')", text):
             return f"{match[1]} is {rule}; got {match[2]}"
+    if match := re.search(rf"Error parsing (--[\w.-]+): {NO_VALUES}", text):
+        return f"{match[1]} is one value or more; got none: leave {match[1]} out for its default"
     if match := re.search(r"Error parsing (--[\w.-]+): Could not find valid parse for arguments: \[(.*?)\]", text):
         return f"{match[1]} does not take the values {match[2]}; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from didi.data.assets import fetch
@@ -20,7 +20,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:[^#]+)?(#.+)?")
 _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 
 
-def load_documents(corpus: str) -> list[str]:
+def load_documents(corpus: str, *, others: Sequence[str] = ()) -> list[str]:
     """The distinct documents of a corpus, in the order of the corpus.
 
     Args:
@@ -31,6 +31,7 @@ def load_documents(corpus: str) -> list[str]:
             Hub, ``owner/name[/config][:split][#column]`` (default split ``train``, column ``text``). Files are UTF-8: a
             byte order mark at the start of a document is dropped, line ends become line feeds, and a file with NUL or a
             lone surrogate is refused.
+        others: names that the caller takes besides, for the message about an unknown name.
 
     Raises:
         UsageError: the name is unknown, or the file is missing or not valid.
@@ -49,9 +50,10 @@ def load_documents(corpus: str) -> list[str]:
     elif HUB_NAME.fullmatch(corpus):
         documents = hub_texts(corpus)
     else:
+        names = [*others, *CORPORA]
         raise UsageError(
-            f"a corpus is one of {', '.join(CORPORA)}, a .txt or .jsonl file, or a Hub data set owner/name[:split]; "
-            f"got {corpus!r}{suggestion(corpus, CORPORA)}"
+            f"a corpus is one of {', '.join(names)}, a .txt or .jsonl file, or a Hub data set owner/name[:split]; "
+            f"got {corpus!r}{suggestion(corpus, names)}"
         )
     # A repeated document could end up in two splits.
     distinct = list(dict.fromkeys(document for document in documents if document.strip()))

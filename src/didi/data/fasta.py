@@ -45,8 +45,9 @@ def read_fasta(path: Path) -> Iterator[Protein]:
         with gzip.open(path, "rt", encoding="utf-8") if is_compressed else path.open(encoding="utf-8") as text:
             yield from fasta_records(text, str(path))
     except (OSError, EOFError, UnicodeDecodeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error  # its text would repeat the path
         raise UsageError(
-            f"a FASTA file is text, or text compressed with gzip; {path} is not readable: {error}"
+            f"a FASTA file is text, or text compressed with gzip; {path} is not readable: {reason}"
         ) from error
 
 

@@ -70,7 +70,7 @@ def zero_shot_documents(name: str) -> list[str]:
     """
     if name in HUB:
         return HUB[name].documents()
-    return STAND_INS[name]() if name in STAND_INS else load_documents(name)
+    return STAND_INS[name]() if name in STAND_INS else load_documents(name, others=(*HUB, *STAND_INS))
 
 
 def is_detokenized(name: str) -> bool:

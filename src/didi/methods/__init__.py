@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from didi.errors import UsageError
+from didi.arguments import one_of
 from didi.methods.base import Method
 from didi.methods.dcd import Dcd
 from didi.methods.didi import Didi
@@ -25,9 +25,7 @@ def find_method(name: str) -> type[Any]:
     Raises:
         UsageError: no method has that name.
     """
-    if name not in METHODS:
-        raise UsageError(f"a method is one of {', '.join(METHODS)}; got {name!r}")
-    return METHODS[name]
+    return METHODS[one_of("a method", name, list(METHODS))]
 
 
 def method_of(settings: RunConfig) -> type[Any]:

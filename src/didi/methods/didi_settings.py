@@ -1,5 +1,6 @@
 """Settings of DiDi-Instruct; "Table" and "App." refer to the paper, "row" to ``docs/deviations.md``."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -72,6 +73,11 @@ class DiscriminatorSettings:
         check_at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
         check_fraction(self, "label_smoothing")
         check_finite(self)
+        if not re.fullmatch("corpus|teacher-pool|teacher-steps=0*[1-9][0-9]*", self.real_source):
+            raise UsageError(
+                "discriminator.real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got "
+                f"{self.real_source!r}"
+            )
         if self.unsmooth and not self.label_smoothing:
             raise UsageError(
                 "discriminator.unsmooth needs a positive discriminator.label_smoothing; got 0: raise label_smoothing, "

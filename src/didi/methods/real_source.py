@@ -12,7 +12,6 @@ from torch import Tensor
 
 from didi.data.source import Source
 from didi.diffusion.noise import derive_seed, named_generator
-from didi.errors import UsageError
 from didi.files import write_atomically
 from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle
@@ -35,9 +34,6 @@ def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder:
         source: the corpus.
         teacher: frozen teacher; since it does not change, its samples may be reused.
         folder: folder of the run, which keeps a teacher pool.
-
-    Raises:
-        UsageError: ``discriminator.real_source`` is invalid.
     """
     settings = config.discriminator
     num_updates = settings.steps_per_student_step
@@ -57,7 +53,7 @@ def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder:
             return pool[torch.randint(len(pool), (size,), generator=generator)]
 
         return from_pool
-    nfe = _online_nfe(settings.real_source)
+    nfe = int(settings.real_source.removeprefix("teacher-steps="))
 
     def online(step: int, micro_batch: int, update: int, size: int) -> Tensor:
         return generate(
@@ -71,15 +67,6 @@ def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder:
         ).tokens
 
     return online
-
-
-def _online_nfe(real_source: str) -> int:
-    name, _, number = real_source.partition("=")
-    if name != "teacher-steps" or not number.isdigit() or int(number) < 1:
-        raise UsageError(
-            f"discriminator.real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got {real_source!r}"
-        )
-    return int(number)
 
 
 def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:

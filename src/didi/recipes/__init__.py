@@ -7,6 +7,7 @@ files named after other methods and teachers. ``presets``, ``ablations`` and ``c
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from didi.arguments import one_of
 from didi.data.markov import WORLDS
 from didi.data.protein import is_protein_corpus
 from didi.data.protein_source import ProteinSource
@@ -50,9 +51,7 @@ def distillation_recipes(method: str) -> dict[str, DistillationConfig]:
         UsageError: no distillation method has that name.
     """
     methods = {name: kind for name, kind in METHODS.items() if issubclass(kind.settings_type, DistillationConfig)}
-    if method not in methods:
-        raise UsageError(f"a distillation method is one of {', '.join(methods)}; got {method!r}")
-    settings_type = methods[method].settings_type
+    settings_type = methods[one_of("a distillation method", method, list(methods))].settings_type
     recipes: dict[str, DistillationConfig] = {}
     for name, base in DISTILL.items():
         shared = {"recipe": name, "teacher": base.teacher, "seed": base.seed, "data": base.data, "loop": base.loop}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from didi.errors import UsageError
+from didi.arguments import one_of
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.recipes.objectives import OURS
 
@@ -68,6 +68,4 @@ def preset(config: DistillConfig, name: str) -> DistillConfig:
     Raises:
         UsageError: no preset has that name.
     """
-    if name not in PRESETS:
-        raise UsageError(f"a preset is one of {', '.join(PRESETS)}; got {name!r}")
-    return PRESETS[name](config)
+    return PRESETS[one_of("a preset", name, list(PRESETS))](config)

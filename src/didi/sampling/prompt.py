@@ -1,5 +1,6 @@
 """Canvases from prompts and lengths, and texts from tokens."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,8 +98,13 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None
     prompt = None if prompt is None else instance("a prompt", prompt, str)
     if prompt is None:
         return canvas
-    if (MASK in prompt) != (infill is not None):
-        raise UsageError("an infill text has a [MASK] for each token to fill in, and a prefix has none; exchange them")
+    if infill is not None and MASK not in prompt:
+        raise UsageError(
+            f"an infill text has a [MASK] for each token to fill in; got {reprlib.repr(prompt)}: add one, "
+            "or use prefix (--prefix)"
+        )
+    if infill is None and MASK in prompt:
+        raise UsageError(f"a prefix has no [MASK]; got {reprlib.repr(prompt)}: use infill (--infill)")
     ids = encoded(bundle, prompt)
     assert bundle.tokenizer is not None
     if len(ids) > length:

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import signal
 import socket
 from typing import Any
@@ -39,6 +40,45 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def check_address(host: str, port: int) -> None:
+    """Check that the address can be listened on, before anything is printed or logged.
+
+    Raises:
+        DidiError: the address is not available.
+    """
+    errors: list[OSError] = []
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in places:
+            try:
+                _bind(family, kind, protocol, address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise
+                errors.append(error)  # such as a family that the machine does not have
+        if len(errors) == len(places):
+            raise errors[0]
+    except OSError as error:
+        raise _refusal(error, host, port) from error
+
+
+def _bind(family: int, kind: int, protocol: int, address: Any) -> None:
+    """Bind a socket with the options of asyncio's servers, and close it."""
+    with socket.socket(family, kind, protocol) as one:
+        if os.name == "posix":
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+
+
+def _refusal(error: OSError, host: str, port: int) -> DidiError:
+    """The error of an address that is not available."""
+    advice = ", which is in use; choose another port, or stop the program that listens there"
+    reason = advice if error.errno == errno.EADDRINUSE else f": {error.strerror or error}"
+    return DidiError(f"cannot listen on {host}:{port}{reason}")
+
+
 def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT; then finish running requests and refuse new ones.
 
@@ -61,8 +101,6 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
         cause = stop.__context__
         if not isinstance(cause, OSError):
             raise DidiError(NOT_STARTED) from stop
-        advice = ", which is in use; choose another port, or stop the program that listens there"
-        reason = advice if cause.errno == errno.EADDRINUSE else f": {cause.strerror or cause}"
-        raise DidiError(f"cannot listen on {host}:{port}{reason}") from stop
+        raise _refusal(cause, host, port) from stop
     if not server.started:  # uvicorn before 0.54 returns without an exception
         raise DidiError(NOT_STARTED)
