@@ -104,7 +104,7 @@ def listed(name: str, value: Any, *, allows_none: bool = False) -> tuple[Any, ..
     is_single = isinstance(value, str | bytes) or getattr(value, "ndim", None) == 0  # an array without axes
     elements = tuple(value) if isinstance(value, Iterable) and not is_single else (value,)
     if not elements and not allows_none:
-        raise UsageError(f"{name} is one value or more; got none: leave {name} out for its default")
+        raise UsageError(f"{name} is one value or more; got none: give one, or leave {name} out")
     return elements
 
 

@@ -120,7 +120,8 @@ def reproduce(bundles, tmp_path):
 
     def run(*targets, students=("first",), judge="MotifJudge", **flags):
         words = [*(targets or ("all",)), "--scale", "proteins", "--teacher", bundles["teacher"], "--workers", "1"]
-        words += ["--students", *(bundles[one] for one in students), "--judge", judge, "--out", str(tmp_path / "out")]
+        words += ["--judge", judge, "--out", str(tmp_path / "out")]
+        words += ["--students", *(bundles[one] for one in students)] if students else []
         for name, values in ({"lengths": LENGTHS, "nfe": NFES, "num_samples": ("8",)} | flags).items():
             words += [f"--{name.replace('_', '-')}", *values]
         command.reproduce(words)

@@ -94,7 +94,7 @@ def _one_line(box: str, prog: str, *, lacks_model: bool = False) -> str:
         if match := re.search(rf"Error parsing (--[\w.-]+): {parsed}: ('.*?')", text):
             return f"{match[1]} is {rule}; got {match[2]}"
     if match := re.search(rf"Error parsing (--[\w.-]+): {NO_VALUES}", text):
-        return f"{match[1]} is one value or more; got none: leave {match[1]} out for its default"
+        return f"{match[1]} is one value or more; got none: give one, or leave {match[1]} out"
     if match := re.search(r"Error parsing (--[\w.-]+): Could not find valid parse for arguments: \[(.*?)\]", text):
         return f"{match[1]} does not take the values {match[2]}; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
