@@ -144,7 +144,7 @@ def test_joint_divergences_are_those_of_the_sets_and_kept(tmp_path, monkeypatch)
     assert record["rows"] == ["kept"]
     assert [(row["role"], row["nfe"]) for row in record["joint"]["rows"]] == draws == prose.JOINT_CELLS
     kl = {(row["role"], row["nfe"]): row["kl"] for row in record["joint"]["rows"]}
-    assert kl["student", 8] > 0.1 > 10 * kl["data", 0]  # all tokens of the student are equal
+    assert kl["student", 8] > 0.03 > 10 * kl["data", 0]  # all tokens of the student are equal
     prose.main(words)
     assert draws == prose.JOINT_CELLS  # the sets are not drawn again
 
