@@ -117,10 +117,22 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["generate", "--model", "markov", "other"], "didi generate has no option other; see didi generate --help"),
         (["generate", "--model=markov", "other"], "didi generate has no option other; see didi generate --help"),
         (["generate", "--foo"], "didi generate has no option --foo; see didi generate --help"),
-        (["generate", "--model", "markov", "--length"], "--length is one value or more; got none: give one, or leave --length out"),
-        (["generate", "--model", "markov", "--times", "--seed", "1"], "--times is one value or more; got none: give one"),
-        (["evaluate", "--model", "markov", "--out", "x", "--judge"], "--judge is one value or more; got none: give one"),
-        (["likelihood", "--model", "markov", "--data"], "--data is one value or more; got none: give one, or leave --data out"),
+        (
+            ["generate", "--model", "markov", "--length"],
+            "--length is one value or more; got none: give one, or leave --length out",
+        ),
+        (
+            ["generate", "--model", "markov", "--times", "--seed", "1"],
+            "--times is one value or more; got none: give one",
+        ),
+        (
+            ["evaluate", "--model", "markov", "--out", "x", "--judge"],
+            "--judge is one value or more; got none: give one",
+        ),
+        (
+            ["likelihood", "--model", "markov", "--data"],
+            "--data is one value or more; got none: give one, or leave --data out",
+        ),
         (["serve", "exact", "--cors-origins"], "--cors-origins is one value or more; got none: give one"),
         (["likelihood", "--model", "markov", "--data", "wikitex"], "got 'wikitex'; did you mean 'wikitext'?"),
         (["likelihood", "--model", "markov", "--data", "zzz"], "is one of ptb, wikitext, lm1b, lambada, ag-news, pubm"),

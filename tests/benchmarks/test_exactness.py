@@ -25,7 +25,7 @@ def test_float64_keeps_the_share_of_rare_tokens_at_any_number_of_moves(nfe):
     assert 0.2 * exact > 4 * (exact * (1 - exact) / total) ** 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_float32_loses_them_as_moves_grow_finer():
     denoiser = exactness.Zipf(VOCAB_SIZE)
     sampler = Published(denoiser, Absorbing(denoiser.mask_id), precision="float32")
