@@ -157,7 +157,7 @@ class _FakeProcessGroup(ProcessGroup):
 
 @contextmanager
 def fake_process_group(size: int) -> Iterator[ProcessGroup]:
-    """Rank 0 of a group of ``size`` processes of which the others do not exist; tensors from them are undefined.
+    """Rank 0 of a simulated group of ``size`` processes; tensors received from other ranks are undefined.
 
     For runs whose values do not matter (``training.dry_run``).
     """

@@ -57,7 +57,7 @@ from didi.objectives.mmd import mean_of_pairs, median_distance, mmd_advantages
 from didi.process_group import ProcessGroup, process_group
 
 STD_EPSILON = 1e-12  # its root is above the rounding errors of float32 kernels, which equal samples would amplify
-_MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024  # sequences, and points among theirs, of which the median distance is taken
+_MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024  # sequences, and the number of their feature vectors, for the median distance
 _TOKENS_AT_ONCE = 4096  # tokens in one pass of the teacher at the start of a run
 
 

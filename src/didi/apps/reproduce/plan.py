@@ -104,9 +104,10 @@ def heading(plan: Plan, study: Study) -> list[str]:
     )
     lines = [
         f"Teacher `{plan.teacher}`. Each student: {recipe.discriminator.warmup_steps} steps of the discriminator "
-        f"alone, then {recipe.loop.steps} student steps of {recipe.loop.batch_size} states z_τ with "
-        f"{recipe.objective.completions} completions each, of which the discriminator sees {seen}. Training seeds "
-        f"{', '.join(map(str, plan.seeds))}. {sampling.num_samples} samples for each entry, seed {sampling.seed}, "
+        f"alone, then {recipe.loop.steps} student steps. A step has {recipe.loop.batch_size} states z_τ with "
+        f"{recipe.objective.completions} completions each; the discriminator is trained on {seen} of them. "
+        f"Training seeds {', '.join(map(str, plan.seeds))}. "
+        f"{sampling.num_samples} samples for each entry, seed {sampling.seed}, "
         f"judge `{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Tables 1 and 2 use the "
         f"paper's objective{reduced} and switch its parts on or off; networks and optimizers are those of our recipe. "
         "Perplexities are geometric means over training seeds [95% t-interval of the logarithm]; entropies are "
