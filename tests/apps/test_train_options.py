@@ -1,6 +1,7 @@
 """Options of ``didi pretrain`` and ``didi distill`` that decide the method and the length of a run."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,12 +11,13 @@ from didi.apps.doctor import doctor
 from didi.apps.settings import resolve, settings_named
 from didi.apps.train import command_of, distill, pretrain
 from didi.errors import DidiError, Interrupted, UsageError
-from didi.methods import method_of
+from didi.methods import METHODS, method_of
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import load, save
 from didi.models.manifest import read_manifest
 from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes.presets import PRESETS
 
 from .. import two_moves
 
@@ -391,3 +393,13 @@ def test_an_old_switch_is_true_or_false(value, tmp_path):
     file.write_text(f"recipe: markov\nobjective: {{score_decomposition: {value}}}")
     with pytest.raises(UsageError, match=r"score_decomposition was true or false"):
         resolved("--config", str(file))
+
+
+@pytest.mark.parametrize(("command", "left_out"), [(distill, {"elbo", "duo"}), (doctor, set())])
+def test_the_help_names_every_method_and_preset(command, left_out, capsys):
+    with pytest.raises(SystemExit):
+        command(["markov", "--help"])
+    text = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
+    for flag, names in (("--method STR", METHODS.keys() - left_out), ("--preset STR", PRESETS)):
+        entry = text.partition(flag)[2].partition("(default")[0]
+        assert [name for name in names if name not in entry] == []
