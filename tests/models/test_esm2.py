@@ -179,6 +179,7 @@ def test_a_wrong_state_dict_is_refused_by_key(change, message):
     [
         ({"model_type": "bert"}, "has model_type esm"),
         ({"position_embedding_type": "absolute"}, "has position_embedding_type rotary"),
+        ({"emb_layer_norm_before": 0}, "has emb_layer_norm_before False in config.json; got 0: other values"),
         ({"hidden_size": 32}, "hidden_size in config.json is a size of the weights, 24; got 32"),
         ({"intermediate_size": 96}, "intermediate_size in config.json is a size"),
         ({"mask_token_id": 5}, "mask_token_id in config.json is 32"),
