@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from didi.arguments import one_of
 from didi.errors import UsageError
 
 RewardReduction = Literal["masked-mean", "mean", "sum"]
@@ -53,8 +54,7 @@ def log_density_ratio(
     Raises:
         UsageError: no reduction has that name.
     """
-    if reduction not in get_args(RewardReduction):
-        raise UsageError(f"a reward reduction is one of {', '.join(get_args(RewardReduction))}; got {reduction!r}")
+    one_of("a reward reduction", reduction, get_args(RewardReduction))
     logits = logits.float()
     if logits.ndim == 1:
         return logits
@@ -157,8 +157,7 @@ def advantages(
     Raises:
         UsageError: no grouping has that name, or the sizes do not fit it.
     """
-    if grouping not in get_args(Grouping):
-        raise UsageError(f"an advantage grouping is one of {', '.join(get_args(Grouping))}; got {grouping!r}")
+    one_of("an advantage grouping", grouping, get_args(Grouping))
     rewards = rewards.detach().float()
     means = rewards.mean(-1)
     spread = means.std(correction=0)

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.arguments import one_of
 from didi.diffusion.categorical import divergence
-from didi.errors import UsageError
 
 MaskRatios = Literal["arccos", "uniform"]
 
@@ -28,8 +28,7 @@ def mask_ratios(kind: MaskRatios, uniforms: Float[Tensor, " b"]) -> Float[Tensor
     Raises:
         UsageError: no distribution has that name.
     """
-    if kind not in get_args(MaskRatios):
-        raise UsageError(f"a distribution of mask ratios is one of {', '.join(get_args(MaskRatios))}; got {kind!r}")
+    one_of("a distribution of mask ratios", kind, get_args(MaskRatios))
     return torch.arccos(uniforms) * (2 / math.pi) if kind == "arccos" else uniforms
 
 

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from didi.arguments import one_of
 from didi.errors import UsageError
 
 MmdAdvantage = Literal["groups", "leave-one-out"]
@@ -125,8 +126,7 @@ def mmd_advantages(
         UsageError: no advantage has that name, there are too few samples or groups for a baseline, or the groups do not
             divide the samples.
     """
-    if advantage not in get_args(MmdAdvantage):
-        raise UsageError(f"an advantage is one of {', '.join(get_args(MmdAdvantage))}; got {advantage!r}")
+    one_of("an advantage", advantage, get_args(MmdAdvantage))
     num = sample_kernel.shape[-1]
     if advantage == "groups":
         if group_size < 2 or num % group_size or num < 2 * group_size:

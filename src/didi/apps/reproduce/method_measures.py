@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from didi.apps.reproduce.cells import name_of
 from didi.apps.reproduce.exact_tables import difference, level
-from didi.apps.reproduce.methods import MethodPlan, name_of
+from didi.apps.reproduce.methods import MethodPlan
 from didi.apps.reproduce.study import Study
 from didi.apps.reproduce.tables import ratio_cell
 from didi.evaluation.frontier import perplexity_at_entropy
