@@ -45,6 +45,16 @@ def test_without_noise_it_is_the_sum_over_initial_states(bundle, ratio):
     torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-9)
 
 
+def test_the_noise_is_drawn_equally_often_for_each_initial_state(bundle, monkeypatch):
+    monkeypatch.setattr(one_step, "NOISE_ROWS", 20)
+    rows, denoiser = [], bundle.student
+    head = denoiser.head
+    monkeypatch.setattr(denoiser, "head", lambda features: rows.append(len(features)) or head(features))
+    sampler = OneStep(denoiser, bundle.process, initial_state=InitialState(0.5, 0.9))
+    assert one_step_distributions(sampler, NUM, LENGTH).shape == (2, NUM**LENGTH)
+    assert rows == [12 * LENGTH] * 2  # 12 initial states; 24 draws are the least even number of at least 20
+
+
 @pytest.mark.slow
 def test_drawn_noise_biases_the_divergence_upwards_by_the_noted_amount(bundle, monkeypatch):
     noisy, chain = replace(bundle, initial_state=InitialState(0.5, 0.9)), MarkovChain(NUM, successor_probs=(0.6, 0.3))

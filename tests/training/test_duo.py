@@ -239,7 +239,7 @@ def test_validation_is_that_of_the_ordinary_nelbo(source):
         (lambda: CurriculumConfig(alpha_max=0.1, alpha_min=0.2), "alpha_min is less than curriculum.alpha_max"),
         (lambda: CurriculumConfig(alpha_max=1.0), r"both in \(0, 1\); got 0.05 and 1.0"),
         (lambda: CurriculumConfig(gamma_min=-3.0), "are set together; got -3.0 and None: set both, or neither"),
-        (lambda: CurriculumConfig(gamma_min=1.0, gamma_max=0.0), "gamma_min is less than curriculum.gamma_max; got"),
+        (lambda: CurriculumConfig(gamma_min=1.0, gamma_max=1.0), "gamma_min is less than curriculum.gamma_max; got"),
         (lambda: CurriculumConfig(log10_tau_start=math.nan), "log10_tau_start is a finite number; got nan"),
     ],
 )
