@@ -3,24 +3,21 @@
 import ast
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 
-from .docs_pages import DOCS
+from .docs_pages import DOCS, PAGES, ROOT
 
-ROOT = DOCS.parent
 PACKAGES = sorted(path.parent.name for path in (ROOT / "src" / "didi").glob("*/__init__.py"))
 MODULES = sorted(path.stem for path in (ROOT / "src" / "didi").glob("*.py") if not path.stem.startswith("_"))
-PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 WRITTEN_BY_A_READER = {"methods/kd.py", "training/test_kd.py", "sampling/even.py", "sampling/test_even.py", "NAME.py"}
 PATH = re.compile(r"(?:src|tests|benchmarks|docs|didi|[a-z_]+)/[\w/.-]+\.(?:py|md|json|png|svg|yaml)|\btest_\w+\.py")
 
 
 def spans(page):
     """Inline code of a page, outside of blocks."""
-    text = re.sub(r"^ *```.*?^ *```$", "", (DOCS / page).read_text(), flags=re.M | re.S)
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.M | re.S)
     return re.findall(r"`([^`\n]+)`", text)
 
 
@@ -42,7 +39,7 @@ def functions(path):
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_dotted_names_resolve(page):
     names = set()
     for span in spans(page):
@@ -71,13 +68,13 @@ def test_every_name_of_the_paper_map_resolves():
             assert not function or any(function in functions(path) for path in files), (paper, function)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_paths_exist(page):
     missing = set()
     for span in spans(page):
         for path in PATH.findall(span):
             name = path.removeprefix("didi/") if path.startswith("didi/") else path
             places = [ROOT / name, ROOT / "src" / "didi" / name, DOCS / name]
-            if not any(place.exists() for place in places) and not any((ROOT / "tests").rglob(Path(name).name)):
+            if not any(place.exists() for place in places) and not any((ROOT / "tests").rglob(name)):
                 missing.add(path)
     assert not {path for path in missing if not any(path.endswith(name) for name in WRITTEN_BY_A_READER)}
