@@ -1,3 +1,5 @@
+"""Run-time checks of shapes in all tests, and functions that make small networks."""
+
 import gc
 import os
 
@@ -5,7 +7,7 @@ import jaxtyping
 
 from . import shape_checks
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a request that no test expects would be repeated for 25 seconds
+os.environ["HF_HUB_OFFLINE"] = "1"  # clients repeat a failed request for 25 seconds
 gc.disable()  # enabled again in ``pytest_collection_finish``, after all imports
 shape_checks.install()
 
@@ -26,7 +28,7 @@ def pytest_collection_finish():
 
 
 def pytest_runtest_setup():
-    """The first calls of each test are checked."""
+    """Count the calls of functions from 0 in each test; the first calls are checked."""
     shape_checks.next_test()
 
 
@@ -40,7 +42,7 @@ def unchecked():
 
 @pytest.fixture(scope="session")
 def randomise():
-    """Function that fills a network with random weights; the zero heads and modulations of a new one hide mistakes."""
+    """Function that fills a network with random weights; zero heads and modulations of a new network hide errors."""
 
     def fill(network, seed=0, scale=1.0):
         generator = torch.Generator().manual_seed(seed)
@@ -90,7 +92,7 @@ def make_discriminator():
 
 @pytest.fixture(scope="session")
 def chi_square():
-    """Function with the p-value of Pearson's chi-square test for draws; 0 if an outcome of probability 0 occurred."""
+    """Function that returns the p-value of Pearson's chi-square test; 0 if an outcome of probability 0 was drawn."""
 
     def p_value(draws, probs):
         counts = torch.bincount(draws, minlength=len(probs)).double()

@@ -1,4 +1,4 @@
-"""Code and commands of the pages."""
+"""The documentation pages, and the code blocks and commands in them."""
 
 import re
 import sys
@@ -14,9 +14,9 @@ PAGES = [
 ]
 START = r"(torchrun .*-m )?didi [a-z]"
 """Beginning of a command ``didi``."""
-FORM = re.compile(r"\[(?!MASK)|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")
-"""Pattern of a form of a command, which is not a command."""
-REPORTS = re.compile(r"<!-- written by benchmarks/reports.py.*?<!-- end -->", re.S)  # shows what was wrong
+USAGE = re.compile(r"\[(?!MASK)|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")
+"""Pattern of optional arguments or a placeholder; a command that has them shows the usage and cannot be run."""
+REPORTS = re.compile(r"<!-- written by benchmarks/reports.py.*?<!-- end -->", re.S)  # quotes commands that are refused
 CODE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$|`([^`\n]+)`", re.M | re.S)
 
 
@@ -26,11 +26,11 @@ def commands(file, start):
     Returns:
         The commands in their order, each with whether it is in a block.
     """
-    found = []
+    lines = []
     for language, block, inline in CODE.findall(REPORTS.sub("", file.read_text()).replace("\\\n", " ")):
-        lines = block.splitlines() if block and language != "python" else [inline]
-        found += [(line.strip().removeprefix("$ "), bool(block)) for line in lines]
-    return [(line, is_in_block) for line, is_in_block in found if re.match(start, line)]
+        parts = block.splitlines() if block and language != "python" else [inline]
+        lines += [(line.strip().removeprefix("$ "), bool(block)) for line in parts]
+    return [(line, is_in_block) for line, is_in_block in lines if re.match(start, line)]
 
 
 def blocks(page):

@@ -1,4 +1,4 @@
-"""Small files and models in place of those that the commands of a page read."""
+"""Small files and models that are written in place of those that the commands of a page read."""
 
 import random
 import re
@@ -35,7 +35,7 @@ class TextJudge:
 
 
 def motif(length, start=0):
-    """A protein of an order of residues that a small network learns."""
+    """A protein with its residues in a fixed repeated order, which a small network learns."""
     return "".join(RESIDUES[(start + number) % len(RESIDUES)] for number in range(length))
 
 

@@ -1,4 +1,4 @@
-"""Run-time checks of the shapes and types of didi's functions, at a cost that the tests can bear.
+"""Run-time checks of the shapes and types of didi's functions, in a part of the calls.
 
 A check takes some 50 µs, as long as several operations on the small tensors of the tests, and 2 ms to compile. It is
 compiled at the first call. In each test the first ``ALWAYS`` calls of a function are checked, then one of ``EVERY``.
@@ -14,13 +14,13 @@ _test = 0
 
 
 def next_test():
-    """Count calls from 0 again."""
+    """Count the calls of each function from 0 again."""
     global _test
     _test += 1
 
 
 def install():
-    """Check all functions and dataclasses of didi; before its first import."""
+    """Check all functions and dataclasses of didi; to be called before didi is imported for the first time."""
     jaxtyping.jaxtyped = _lazily(jaxtyping.jaxtyped)  # the decorator that the import hook inserts
     jaxtyping.install_import_hook("didi", "beartype.beartype")
 

@@ -1,4 +1,4 @@
-"""Every command on the pages is accepted; settings, make targets and arguments of scripts exist."""
+"""The parser accepts every command on the pages; make targets, settings and arguments of scripts exist."""
 
 import argparse
 import contextlib
@@ -22,7 +22,7 @@ from didi.recipes import teacher_names
 from didi.sampling.options import DEFAULT_SAMPLER
 from didi.sampling.registry import SAMPLERS
 
-from .docs_pages import DOCS, FORM, PAGES, ROOT, START, blocks, commands
+from .docs_pages import DOCS, PAGES, ROOT, START, USAGE, blocks, commands
 
 BENCHMARKS = ROOT / "benchmarks"
 ADDED_BY_A_READER = {"add-a-method.md", "add-a-sampler.md"}  # their commands need code that the pages add
@@ -36,8 +36,8 @@ class Parsed(Exception):
 
 def shown(start, *, inline=True):
     """Commands on the pages that begin with ``start``, in blocks other than Python and, with ``inline``, in text."""
-    found = (one for file in FILES for one in commands(file, start))
-    return sorted({line for line, is_in_block in found if is_in_block or inline})
+    lines = [pair for file in FILES for pair in commands(file, start)]
+    return sorted({line for line, is_in_block in lines if is_in_block or inline})
 
 
 def words_of(line):
@@ -51,33 +51,33 @@ def didi_words(line):
 
 
 DIDI, IN_BLOCKS = shown(START), shown(START, inline=False)
-COMMANDS = [line for line in DIDI if len(didi_words(line)) > 1 and not FORM.search(line.partition("  #")[0])]
+COMMANDS = [line for line in DIDI if len(didi_words(line)) > 1 and not USAGE.search(line.partition("  #")[0])]
 SCRIPTS = shown(r"(\S*/)?python benchmarks/")
 
 
 def parse_only(monkeypatch):
-    """Make commands stop after parsing their flags."""
+    """Make commands stop after parsing their flags; ``assets``, which parses none, fetches and verifies nothing."""
 
     def parsed(*args, real=tyro.cli, **kwargs):
         raise Parsed(real(*args, **kwargs))
 
     monkeypatch.setattr(tyro, "cli", parsed)
     for name in ("fetch", "verify"):
-        monkeypatch.setattr(assets, name, lambda _: Parsed)
+        monkeypatch.setattr(assets, name, lambda _: None)
 
 
 def accepted(words):
     """The parsed command of arguments, without running it; None for a command without flags."""
     try:
         cli._dispatch(words)
-    except Parsed as found:
-        return found.args[0]
+    except Parsed as parsed:
+        return parsed.args[0]
     return None
 
 
 def check(command, words):
     """Check that the names in a command exist."""
-    for model in filter(None, [getattr(command, "model", None)]):
+    if model := getattr(command, "model", None):
         shapes = teacher_names() if words[0] == "bench" else []  # random weights
         assert model in {*bundled_names(), *HUB_MODELS, *shapes} or "/" in model, model
     for judge in getattr(command, "judge", ()):
@@ -114,13 +114,13 @@ def test_the_pages_show_commands_of_every_kind():
 @pytest.mark.parametrize(
     "words", [["evaluate", "student/bundle", "--out", "x"], ["generate", "--model", "x", "--nfee", "8"]]
 )
-def test_a_command_that_is_wrong_is_refused(words, monkeypatch):
+def test_a_wrong_command_is_refused(words, monkeypatch):
     parse_only(monkeypatch)
     with pytest.raises(didi.UsageError):
         accepted(words)
 
 
-def test_names_that_do_not_exist_are_found(monkeypatch):
+def test_the_check_of_names_refuses_a_name_that_does_not_exist(monkeypatch):
     parse_only(monkeypatch)
     for words in (["generate", "--model", "tiny-new"], ["generate", "--model", "exact", "--sampler", "x"]):
         with pytest.raises((AssertionError, didi.UsageError)):
@@ -158,14 +158,14 @@ def test_make_targets_exist():
 
 def settings(kind, prefix=""):
     """Dotted names of the fields of a settings record, and of the records in it."""
-    for one in fields(kind):
-        yield prefix + one.name
-        value = one.default_factory() if callable(one.default_factory) else one.default
+    for field in fields(kind):
+        yield prefix + field.name
+        value = field.default_factory() if callable(field.default_factory) else field.default
         if is_dataclass(value):
-            yield from settings(value, f"{prefix}{one.name}.")
+            yield from settings(value, f"{prefix}{field.name}.")
 
 
-def test_settings_exist():
+def test_settings_on_the_pages_exist():
     known = {name for method in METHODS.values() for name in settings(method.settings_type())}
     groups = {name.partition(".")[0] for name in known if "." in name}
     named = set()
@@ -195,6 +195,6 @@ def test_the_python_of_the_readme_runs(monkeypatch):
 
 
 @pytest.mark.parametrize("page", sorted(file.name for file in DOCS.glob("*.md") if file.name not in ADDED_BY_A_READER))
-def test_python_compiles(page):
+def test_python_blocks_of_a_page_compile(page):
     for code in blocks(page).values():
         compile(code, page, "exec")

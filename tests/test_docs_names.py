@@ -1,26 +1,23 @@
-"""Dotted names, test names, file paths and links on the pages exist."""
+"""Dotted names, file paths and the tests of the paper map exist."""
 
 import ast
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 
-from .docs_pages import DOCS
+from .docs_pages import DOCS, PAGES, ROOT
 
-ROOT = DOCS.parent
 PACKAGES = sorted(path.parent.name for path in (ROOT / "src" / "didi").glob("*/__init__.py"))
 MODULES = sorted(path.stem for path in (ROOT / "src" / "didi").glob("*.py") if not path.stem.startswith("_"))
-PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 WRITTEN_BY_A_READER = {"methods/kd.py", "training/test_kd.py", "sampling/even.py", "sampling/test_even.py", "NAME.py"}
 PATH = re.compile(r"(?:src|tests|benchmarks|docs|didi|[a-z_]+)/[\w/.-]+\.(?:py|md|json|png|svg|yaml)|\btest_\w+\.py")
 
 
 def spans(page):
     """Inline code of a page, outside of blocks."""
-    text = re.sub(r"^ *```.*?^ *```$", "", (DOCS / page).read_text(), flags=re.M | re.S)
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.M | re.S)
     return re.findall(r"`([^`\n]+)`", text)
 
 
@@ -42,7 +39,7 @@ def functions(path):
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_dotted_names_resolve(page):
     names = set()
     for span in spans(page):
@@ -50,8 +47,7 @@ def test_dotted_names_resolve(page):
             head, *_ = name.removeprefix("didi.").split(".")
             if name.startswith("didi.") or (head in PACKAGES and find_spec(".".join(["didi", *name.split(".")[:2]]))):
                 names.add(f"didi.{name.removeprefix('didi.')}")
-    missing = {name for name in names if name.count(".") and not resolved(name)}
-    assert not missing
+    assert not {name for name in names if not resolved(name)}
 
 
 @pytest.mark.slow
@@ -62,23 +58,23 @@ def test_every_name_of_the_paper_map_resolves():
     for paper, code, tests in rows:
         owner = ""  # package of the previous name, which a name without a package shares
         for name in re.findall(r"`([\w.]+)`", code):
-            found = f"didi.{name}" if name.split(".")[0] in PACKAGES + MODULES else f"{owner}.{name}"
-            assert resolved(found), (paper, name)
-            owner = found.rpartition(".")[0]
+            dotted = f"didi.{name}" if name.split(".")[0] in PACKAGES + MODULES else f"{owner}.{name}"
+            assert resolved(dotted), (paper, name)
+            owner = dotted.rpartition(".")[0]
         files = []
         for file, function in re.findall(r"`(?:(test_\w+\.py)(?:::)?)?(\w*)`", tests):
             files = list((ROOT / "tests").rglob(file)) if file else files
             assert files, (paper, file)
-            assert not function or any(function in functions(one) for one in files), (paper, function)
+            assert not function or any(function in functions(path) for path in files), (paper, function)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_paths_exist(page):
     missing = set()
     for span in spans(page):
         for path in PATH.findall(span):
             name = path.removeprefix("didi/") if path.startswith("didi/") else path
-            at = [ROOT / name, ROOT / "src" / "didi" / name, DOCS / name]
-            if not any(one.exists() for one in at) and not any((ROOT / "tests").rglob(Path(name).name)):
+            places = [ROOT / name, ROOT / "src" / "didi" / name, DOCS / name]
+            if not any(place.exists() for place in places) and not any((ROOT / "tests").rglob(name)):
                 missing.add(path)
-    assert not {path for path in missing if not any(path.endswith(one) for one in WRITTEN_BY_A_READER)}
+    assert not {path for path in missing if not any(path.endswith(name) for name in WRITTEN_BY_A_READER)}

@@ -1,4 +1,4 @@
-"""Commands of the pages run, page by page, each distinct one once, with few steps and samples and small networks."""
+"""The commands of the pages run: each command once, with few steps and samples and small networks."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from didi.evaluation.judges import JUDGES
 from didi.evaluation.protein import judges as protein_judges
 from didi.models.bundle import load
 
-from .docs_pages import FORM, PAGES, ROOT, START, commands
+from .docs_pages import PAGES, ROOT, START, USAGE, commands
 from .docs_stand_ins import TextJudge, place
 
 NOT_RUN = {
@@ -66,8 +66,8 @@ LARGE = r"(pretrain|distill) antibody|ancestral guided|--(joint|anchors|baseline
 
 def lines_of(file):
     """Commands in the blocks of a page, and those in its text that name a model or a folder."""
-    found = [one for one in commands(file, START) if not FORM.search(one[0])]
-    return [line for line, is_in_block in found if is_in_block or re.search(" --(out|model) ", line)]
+    lines = [(line, is_in_block) for line, is_in_block in commands(file, START) if not USAGE.search(line)]
+    return [line for line, is_in_block in lines if is_in_block or re.search(" --(out|model) ", line)]
 
 
 def is_run(line):
@@ -79,7 +79,8 @@ for file in PAGES:
     if lines := [line for line in dict.fromkeys(lines_of(file)) if is_run(line) and line not in seen]:
         LINES[str(file.relative_to(ROOT))] = lines
         seen |= {*lines}
-QUICK = {page: quick for page, lines in LINES.items() if (quick := [one for one in lines if not re.search(LARGE, one)])}
+QUICK = {page: [line for line in lines if not re.search(LARGE, line)] for page, lines in LINES.items()}
+QUICK = {page: lines for page, lines in QUICK.items() if lines}
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def shortened(line):
 
 
 def run_all(lines):
-    """Run commands one after the other; what they read and the ones before did not write is put there."""
+    """Run commands one after the other; files that they read and no earlier command wrote are stand-ins."""
     for line in lines:
         words = [word.lower() if word in ("DIR", "FOLDER") else word for word in shlex.split(shortened(line))[1:]]
         place(words)

@@ -1,3 +1,5 @@
+"""Files and folders are written completely or not at all; values that JSON lacks become null."""
+
 import json
 import math
 
@@ -7,24 +9,24 @@ from didi.files import json_text, staged_folder, write_atomically
 
 
 @pytest.mark.parametrize("content", ["β\n", b"\xff\r\n"])
-def test_the_folder_of_a_file_is_created(tmp_path, content):
+def test_a_file_is_written_with_its_folder_and_no_other_file(tmp_path, content):
     path = write_atomically(tmp_path / "made" / "file", content)
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
-    assert [one.name for one in path.parent.iterdir()] == ["file"]
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
-    def full(_):
+    def fail(_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="no space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
-    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(tmp_path, monkeypatch):
@@ -46,8 +48,8 @@ def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(tmp_path, m
 
     with pytest.raises(OSError, match="no permission"):
         fill()
-    assert [one.name for one in folder.iterdir()] == ["old"]
-    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+    assert [file.name for file in folder.iterdir()] == ["old"]
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
 def test_values_that_json_lacks_are_null():

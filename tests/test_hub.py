@@ -1,4 +1,4 @@
-"""Without a network, a name of the Hub fails at once and in one line with every client."""
+"""Without a network, a look-up of a name of the Hub fails at once, with one line, in every client."""
 
 import sys
 from types import SimpleNamespace

@@ -1,3 +1,5 @@
+"""Markdown tables, and tables whose columns are also aligned in the source text."""
+
 import pytest
 
 from didi.markdown import aligned_table, markdown_table
@@ -18,7 +20,7 @@ def test_a_row_of_another_length_is_refused():
         markdown_table(["a", "b"], [["x"]])
 
 
-def test_an_aligned_table_is_legible_as_text():
+def test_the_cells_of_a_column_of_an_aligned_table_have_one_width():
     assert aligned_table(["a", "long"], [["wide", "1"]]) == [
         "| a    | long |",
         "| ---- | ---: |",

@@ -1,4 +1,4 @@
-"""All cells of the notebook in examples/."""
+"""The notebook in examples/ runs, and its outputs and links are as its text says."""
 
 import re
 from pathlib import Path
@@ -13,27 +13,29 @@ def cells():
     """The code cells of the notebook, executed."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert not [one for one in notebook.cells if one.get("outputs")], "a notebook is stored without outputs"
+    assert not [cell for cell in notebook.cells if cell.get("outputs")], "a notebook is stored without outputs"
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
-    return [one for one in notebook.cells if one.cell_type == "code"]
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def printed(cell):
-    return "".join(one["text"] for one in cell.outputs if one.output_type == "stream" and one["name"] == "stdout")
+    """Text that a cell wrote to stdout."""
+    streams = [output for output in cell.outputs if output.output_type == "stream"]
+    return "".join(output["text"] for output in streams if output["name"] == "stdout")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of jupyter's packages
-def test_the_notebook_shows_what_it_says(cells):
+@pytest.mark.filterwarnings("ignore")  # warnings of Jupyter's packages
+def test_the_outputs_of_the_notebook_are_as_its_text_says(cells):
     _, samples, race, figures, infilling = cells
-    assert not [one for cell in cells for one in cell.outputs if one.output_type == "error"]
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
     texts = printed(samples)
     assert re.findall(r"(\w+), (\d+) moves, \d+ passes:\nThe prime minister said", texts) == [
         ("teacher", "8"), ("student", "8"), ("teacher", "64"),
     ]  # fmt: skip
-    (shown,) = [one["data"]["text/html"] for one in race.outputs if one.output_type == "execute_result"]
-    assert "srcdoc=" in shown
-    assert "&quot;lanes&quot;" in shown
+    (html,) = [output["data"]["text/html"] for output in race.outputs if output.output_type == "execute_result"]
+    assert "srcdoc=" in html
+    assert "&quot;lanes&quot;" in html
     table = {
         (role, int(nfe)): float(kl)
         for role, nfe, kl in re.findall(r"(teacher|student) +(\d+) +([\d.]+)", printed(figures))

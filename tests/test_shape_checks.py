@@ -12,10 +12,10 @@ from . import shape_checks
 def is_checked():
     """Whether the next call of ``rows_at_a_time`` is checked."""
     try:
-        rows_at_a_time("no number", torch.device("cpu"))
+        rows_at_a_time("not a number", torch.device("cpu"))
     except Exception as error:
         return "Type-check error" in str(error)
-    raise AssertionError("a text was taken for a number of columns")
+    raise AssertionError("a string was accepted as a number of columns")
 
 
 def test_the_first_calls_of_each_test_are_checked_then_one_of_20():

@@ -13,11 +13,11 @@ from didi.errors import UsageError
 from didi.evaluation import speed_memory
 from didi.files import write_atomically
 
-# Libraries are imported first, with what this system has; then every module of didi again, without it.
+# The first import loads the libraries; then every module of didi is imported again, without what Windows lacks.
 IMPORT_ALL = """
 import importlib, os, pkgutil, signal, sys
 import didi
-names = [one.name for one in pkgutil.walk_packages(didi.__path__, "didi.") if not one.name.endswith("__main__")]
+names = [m.name for m in pkgutil.walk_packages(didi.__path__, "didi.") if not m.name.endswith("__main__")]
 for name in names:
     importlib.import_module(name)
 for name in [name for name in sys.modules if name.partition(".")[0] == "didi"]:

@@ -1,4 +1,4 @@
-"""A short recipe for tests: ``markov`` with the preset of two moves and the learning rates of an older version."""
+"""A short recipe for tests: ``markov`` with the preset ``two-moves`` and the learning rates of an older version."""
 
 from dataclasses import replace
 

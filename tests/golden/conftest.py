@@ -1,6 +1,6 @@
-"""Golden figures: what a seed gives, kept in ``golden.json`` so that a refactoring cannot change it unnoticed.
+"""Recorded results of fixed seeds in ``golden.json``; a refactoring must not change them.
 
-``pytest tests/golden --golden write`` records the present figures; a commit that does so says why they changed.
+``pytest tests/golden --golden write`` records the present results; a commit that does so says why they changed.
 ``--golden exact`` compares digests of every bit, which hold on one kind of processor only. By default tokens are
 compared exactly and weights within the rounding of another processor.
 """
@@ -34,32 +34,32 @@ def projection(network):
 
 @pytest.fixture
 def matches(request):
-    """Compare named networks and sample sets with the recorded ones."""
-    mode = request.config.getoption("--golden", default="compare")  # absent where only a folder beside was named
+    """Function that compares networks, samples and figures with the recorded ones, or records them."""
+    mode = request.config.getoption("--golden", default="compare")  # absent if pytest was started with other folders
     golden = json.loads(FILE.read_text()) if FILE.exists() else {}
 
     def check(name, networks=None, tokens=None, figures=None):
         networks, tokens, figures = networks or {}, tokens or {}, figures or {}
-        found = {
-            "bits": {one: digest(torch.cat([v.flatten().float() for v in networks[one].state_dict().values()]))
-                     for one in networks},
-            "projections": {one: projection(networks[one]) for one in networks},
-            "tokens": {one: digest(tokens[one]) for one in tokens},
+        computed = {
+            "bits": {key: digest(torch.cat([v.flatten().float() for v in networks[key].state_dict().values()]))
+                     for key in networks},
+            "projections": {key: projection(networks[key]) for key in networks},
+            "tokens": {key: digest(tokens[key]) for key in tokens},
             "figures": figures,
         }  # fmt: skip
         if mode == "write":
-            golden[name] = found
+            golden[name] = computed
             FILE.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
             return
-        wanted = golden[name]
-        assert found["tokens"] == wanted["tokens"]
-        assert found["projections"].keys() == wanted["projections"].keys()
-        for one, values in found["projections"].items():
-            scale = torch.tensor(wanted["projections"][one], dtype=torch.float64)
-            gap = (torch.tensor(values, dtype=torch.float64) - scale).norm() / scale.norm()
-            assert gap <= RELATIVE_TOLERANCE, f"weights of {one} are off by {gap:.1e}"
-        assert figures == pytest.approx(wanted["figures"], rel=RELATIVE_TOLERANCE)
+        recorded = golden[name]
+        assert computed["tokens"] == recorded["tokens"]
+        assert computed["projections"].keys() == recorded["projections"].keys()
+        for key, values in computed["projections"].items():
+            expected = torch.tensor(recorded["projections"][key], dtype=torch.float64)
+            error = (torch.tensor(values, dtype=torch.float64) - expected).norm() / expected.norm()
+            assert error <= RELATIVE_TOLERANCE, f"the weights of {key} have a relative error of {error:.1e}"
+        assert figures == pytest.approx(recorded["figures"], rel=RELATIVE_TOLERANCE)
         if mode == "exact":
-            assert found == wanted
+            assert computed == recorded
 
     return check

@@ -1,4 +1,4 @@
-"""Weights after short runs, samples of every sampler and one evaluation row; see ``conftest.py``."""
+"""Weights after short runs, samples and one evaluation row are those in ``golden.json``; see ``conftest.py``."""
 
 from dataclasses import asdict, replace
 from functools import cache
@@ -26,7 +26,7 @@ LENGTH = 16
 
 
 def short(config, *, steps=3, **loop):
-    """A recipe cut to a few steps on short sequences."""
+    """The recipe with a few steps on short sequences."""
     cut = {"steps": steps, "batch_size": 8, "validation_sequences": 8, **loop}
     return replace(config, data=replace(config.data, length=LENGTH), loop=replace(config.loop, **cut))
 
@@ -73,7 +73,7 @@ DISTILLED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRETRAINED)
-def test_pre_training(name, matches, tmp_path):
+def test_weights_after_pre_training_are_the_recorded_ones(name, matches, tmp_path):
     bundle = load(pretrain_run(PRETRAINED[name], RunFolder(tmp_path / "run"), resume=False, device=CPU))
     role = "autoregressive" if name == "autoregressive" else "teacher"
     matches(f"pretrain: {name}", {role: getattr(bundle, role)})
@@ -81,7 +81,7 @@ def test_pre_training(name, matches, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISTILLED)
-def test_distillation(name, matches, tmp_path):
+def test_weights_after_distillation_are_the_recorded_ones(name, matches, tmp_path):
     bundle = load(distill_run(DISTILLED[name], RunFolder(tmp_path / "run"), resume=False, device=CPU))
     matches(f"distill: {name}", {"student": bundle.student, "discriminator": bundle.discriminator})
 
@@ -115,19 +115,19 @@ def tiny_news():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samples(name, matches):
+def test_samples_are_the_recorded_ones(name, matches):
     drawn = generate(tiny_news(), num_samples=3, nfe=6, seed=7, length=LENGTH, **SAMPLERS[name])
     passes = {"student": drawn.network_passes, "discriminator": drawn.discriminator_passes}
     matches(f"samples: {name}", tokens={"tokens": drawn.tokens, **passes})
 
 
-def test_samples_of_the_autoregressive_baseline(matches):
+def test_samples_of_the_autoregressive_baseline_are_the_recorded_ones(matches):
     drawn = generate(tiny_news(), num_samples=3, seed=7, role="autoregressive", prefix="The prime")
     matches("samples: autoregressive", tokens={"tokens": drawn.tokens})
 
 
 @pytest.mark.slow
-def test_an_evaluation_row(matches):
+def test_an_evaluation_row_is_the_recorded_one(matches):
     teacher = load("markov")
     bundle = Bundle(**{**vars(teacher), "student": teacher.teacher})
     (row,) = evaluate(bundle, nfe=[4], num_samples=64, seed=3)

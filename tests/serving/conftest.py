@@ -1,3 +1,5 @@
+"""Bundles, clients and servers for the tests of serving."""
+
 import contextlib
 import json
 import socket
@@ -51,16 +53,15 @@ def listening():
 @contextlib.contextmanager
 def _listening(app):
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
-    here = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    here.setsockopt(
-        socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
-    )  # limits the bytes that the system buffers for a slow reader
-    thread = threading.Thread(target=server.run, args=([here],))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    # Limits the bytes that the system buffers for a client that reads slowly.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     while not server.started:
         thread.join(0.01)
         assert thread.is_alive()
-    yield server, f"http://127.0.0.1:{here.getsockname()[1]}"
+    yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
 

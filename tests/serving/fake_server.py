@@ -48,7 +48,7 @@ def tokens_of(text):
 
 
 def id_of(text):
-    """The id of a token, which is new for a new text; None for None."""
+    """The id of the token with a text, a new id for a new text; None for a position without text."""
     if text is not None and text not in TEXTS:
         TEXTS.append(text)
     return None if text is None else TEXTS.index(text)
@@ -59,14 +59,14 @@ def events(request):
     role, seed = request["role"], request["seed"]
     given = tokens_of(request.get("prompt") or "")
     if "token_ids" in request:
-        given = [None if one is None else TEXTS[one] for one in request["token_ids"]]
+        given = [None if token_id is None else TEXTS[token_id] for token_id in request["token_ids"]]
     length = request.get("length") or LENGTH
     tokens = (given + [None] * length)[:length]
     free = [position for position, text in enumerate(tokens) if text is None]
     is_left_to_right = role == "autoregressive"
     nfe = length if is_left_to_right else request["nfe"]
     settings = {"model": request["model"], "role": role, "sampler": request.get("sampler", "ancestral"), "nfe": nfe}
-    ids = [[id_of(one) for one in tokens]]
+    ids = [[id_of(text) for text in tokens]]
     yield "start", {**settings, "length": length, "seed": seed, "tokens": [tokens], "token_ids": ids}
     num_moves = len(free) if is_left_to_right else nfe
     for move in range(1, num_moves + 1):
@@ -87,7 +87,7 @@ def events(request):
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """The routes, and the files of the page."""
+    """Answers ``/v1/models`` and ``/v1/generate``, and sends the files of the page."""
 
     def log_message(self, *_):
         pass
@@ -103,7 +103,7 @@ class Handler(SimpleHTTPRequestHandler):
 
     def refuse(self):
         code = "wrong_token" if "authorization" in self.headers else "missing_token"
-        return self.answer(401, {"error": {"message": "for programs", "code": code}})
+        return self.answer(401, {"error": {"message": "the page shows its own message", "code": code}})
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -5,8 +5,11 @@ import json
 import pytest
 
 import didi
+from didi.sampling.completion import planned
+from didi.sampling.prompt import canvas_from_prompt
 from didi.sampling.registry import samplers_of
 from didi.serving.completion_text import CompletionText
+from didi.serving.models import ServedModel
 from didi.serving.requests import JobSpec
 
 from .conftest import events_of, with_nan
@@ -35,11 +38,11 @@ def expected(news, num_given, num_new, **options):
 def test_completions_are_samples_of_generate(openai_client, news, prompt_ids):
     answer = openai_client.completions.create(model="news", prompt=PROMPT, max_tokens=20, n=2, seed=5)
     texts = [text.split("<|endoftext|>")[0] for text in expected(news, len(prompt_ids), 20, num_samples=2, seed=5)]
-    assert [one.text for one in answer.choices] == texts
-    assert [one.index for one in answer.choices] == [0, 1]
+    assert [choice.text for choice in answer.choices] == texts
+    assert [choice.index for choice in answer.choices] == [0, 1]
     assert answer.usage.prompt_tokens == len(prompt_ids)
     assert answer.usage.completion_tokens == 40
-    assert {one.finish_reason for one in answer.choices} <= {"length", "stop"}
+    assert {choice.finish_reason for choice in answer.choices} <= {"length", "stop"}
 
 
 @pytest.mark.slow  # imports the package and uses a socket
@@ -47,17 +50,17 @@ def test_the_client_of_openai_reads_a_stream_from_a_socket(news, listening, prom
     openai = pytest.importorskip("openai")
     _, url = listening({"news": news}, token="secret")
     body = {"model": "news", "prompt": PROMPT, "max_tokens": 20, "seed": 5}
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as used:
-        assert [one.id for one in used.models.list()] == ["news", "news:student", "news:teacher"]
-        whole = used.completions.create(**body).choices[0].text
-        parts = [part.choices[0].text for part in used.completions.create(**body, stream=True)]
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
+        assert [card.id for card in client.models.list()] == ["news", "news:student", "news:teacher"]
+        whole = client.completions.create(**body).choices[0].text
+        parts = [part.choices[0].text for part in client.completions.create(**body, stream=True)]
         assert len(parts) > 2
         assert "".join(parts) == whole
         with pytest.raises(openai.BadRequestError, match="max_tokens lies in"):
-            used.completions.create(**{**body, "max_tokens": 1000})
-    wrong = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
-    with wrong, pytest.raises(openai.AuthenticationError):
-        wrong.models.list()
+            client.completions.create(**{**body, "max_tokens": 1000})
+    unauthorized = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
+    with unauthorized, pytest.raises(openai.AuthenticationError):
+        unauthorized.models.list()
     assert whole == expected(news, len(prompt_ids), 20, seed=5)[0].split("<|endoftext|>")[0]
 
 
@@ -72,19 +75,19 @@ def test_chunks_of_a_stream_join_to_the_whole_response(openai_client, fields):
             texts[choice.index] = texts.get(choice.index, "") + choice.text
             reasons[choice.index] = choice.finish_reason
             parts += 1
-    assert texts == {one.index: one.text for one in whole.choices}
-    assert reasons == {one.index: one.finish_reason for one in whole.choices}
+    assert texts == {choice.index: choice.text for choice in whole.choices}
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
     assert part.usage == whole.usage
     assert parts > len(texts)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", [one for one in samplers_of("absorbing") if one != "one-step"])
+@pytest.mark.parametrize("sampler", [name for name in samplers_of("absorbing") if name != "one-step"])
 def test_chunks_join_to_the_whole_text_with_every_sampler(client, sampler):
     body = {"prompt": PROMPT, "max_tokens": 24, "nfe": 12, "sampler": sampler, "seed": 3}
     whole = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
     events = client.post("/v1/completions", json={**body, "stream": True}).text.split("data: ")[1:-1]
-    parts = [choice["text"] for one in events for choice in json.loads(one)["choices"]]
+    parts = [choice["text"] for event in events for choice in json.loads(event)["choices"]]
     assert "".join(parts) == whole
 
 
@@ -93,16 +96,16 @@ def test_text_that_may_begin_a_stop_text_is_not_sent(client):
     body = {"prompt": PROMPT, "max_tokens": 12, "seed": 1}
     text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
     events = client.post("/v1/completions", json={**body, "stop": text, "stream": True}).text.split("data: ")[1:-1]
-    assert "".join(choice["text"] for one in events for choice in json.loads(one)["choices"]) == ""
+    assert "".join(choice["text"] for event in events for choice in json.loads(event)["choices"]) == ""
 
 
 @pytest.mark.slow
-def test_requests_of_lm_eval_are_answered(client, news, prompt_ids):
-    """Token ids or texts in lists, temperature 0, a stop list and a seed."""
+def test_lm_eval_gets_completions_and_a_refusal_of_log_probabilities(client, news, prompt_ids):
+    """Its requests have token ids or texts in lists, temperature 0, a stop list and a seed."""
     body = {"model": "news", "max_tokens": 8, "temperature": 0, "stop": ["\n\n", "Question:"], "seed": 1234}
-    answers = [client.post("/v1/completions", json={**body, "prompt": one}) for one in ([prompt_ids], [PROMPT])]
-    assert [one.status_code for one in answers] == [200, 200]
-    first, second = (one.json()["choices"] for one in answers)
+    answers = [client.post("/v1/completions", json={**body, "prompt": prompt}) for prompt in ([prompt_ids], [PROMPT])]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    first, second = (answer.json()["choices"] for answer in answers)
     assert first == second
     (text,) = expected(news, len(prompt_ids), 8, seed=1234, temperature=0.0)
     assert first[0]["text"] == text.split("<|endoftext|>")[0]
@@ -116,27 +119,24 @@ def test_a_completion_with_a_suffix_is_an_infill_of_generate(client, news):
     body = {"prompt": "The prime minister", "suffix": " in London.", "max_tokens": 6, "seed": 2}
     answer = client.post("/v1/completions", json=body).json()
     masks = " ".join(["[MASK]"] * 6)
-    ids = len(news.tokenizer.encode("The prime minister").ids) + 6 + len(news.tokenizer.encode(" in London.").ids)
-    alone = didi.generate(news, num_samples=1, infill=f"The prime minister {masks} in London.", length=ids, seed=2)
-    assert answer["usage"]["prompt_tokens"] == ids - 6
+    num_given = sum(len(news.tokenizer.encode(text).ids) for text in ("The prime minister", " in London."))
+    infill = f"The prime minister {masks} in London."
+    alone = didi.generate(news, num_samples=1, infill=infill, length=num_given + 6, seed=2)
+    assert answer["usage"]["prompt_tokens"] == num_given
     assert answer["choices"][0]["text"] in alone.texts[0]
 
 
 def test_text_ends_before_a_stop_text_and_before_the_end_of_text(news):
-    client_ids = news.tokenizer.encode(" one two<|endoftext|> three").ids
-    from didi.sampling.completion import planned
-    from didi.sampling.prompt import canvas_from_prompt
-    from didi.serving.models import ServedModel
-
-    plan = planned(news, canvas_from_prompt(news, len(client_ids)), indices=[0])
+    ids = news.tokenizer.encode(" one two<|endoftext|> three").ids
+    plan = planned(news, canvas_from_prompt(news, len(ids)), indices=[0])
     spec = JobSpec(ServedModel("news", news), "student", "ancestral", 0, plan)
     plain, stopped, late = (CompletionText(spec, stops, echoes=False) for stops in ([], ["two"], ["two"]))
-    assert (plain.finished(client_ids), plain.finish_reason) == (" one two", "stop")
-    assert (stopped.finished(client_ids), stopped.finish_reason) == (" one ", "stop")
+    assert (plain.finished(ids), plain.finish_reason) == (" one two", "stop")
+    assert (stopped.finished(ids), stopped.finish_reason) == (" one ", "stop")
     # The first and the fourth token are known. Text that may begin the stop text is not sent.
-    assert late.added([0, 3], [client_ids[0], client_ids[3]]) == " o"
-    assert late.added([1, 2], client_ids[1:3]) == "ne "
-    assert late.rest(client_ids) == ""
+    assert late.added([0, 3], [ids[0], ids[3]]) == " o"
+    assert late.added([1, 2], ids[1:3]) == "ne "
+    assert late.rest(ids) == ""
 
 
 @pytest.mark.slow
@@ -148,14 +148,14 @@ def test_prompt_and_completion_join_where_words_are_tokens(client_of, stream):
     (whole,) = didi.generate(markov, num_samples=1, prefix="s1 s2", length=6, seed=1).texts
     for echoed in (True, False):
         answer = client.post("/v1/completions", json={**body, "echo": echoed}).text
-        parts = [json.loads(one) for one in (answer.split("data: ")[1:-1] if stream else [answer])]
+        parts = [json.loads(part) for part in (answer.split("data: ")[1:-1] if stream else [answer])]
         text = "".join(choice["text"] for part in parts for choice in part["choices"])
-        assert text == whole if echoed else "s1 s2" + text == whole
+        assert (text if echoed else "s1 s2" + text) == whole
 
 
 @pytest.mark.slow
 def test_models_are_listed(openai_client):
-    cards = {one.id: one for one in openai_client.models.list()}
+    cards = {card.id: card for card in openai_client.models.list()}
     assert list(cards) == ["news", "news:student", "news:teacher"]
     assert cards["news"].role == "student"
     assert cards["news:teacher"].nfe == 16

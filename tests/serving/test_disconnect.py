@@ -27,23 +27,31 @@ def submitted(monkeypatch):
 
 
 async def blocked(message):
-    """A client that accepts no byte of a stream."""
+    """The ASGI ``send`` of a client that accepts no byte of a stream."""
     assert message.get("status") == 200, message
     await asyncio.Event().wait()
 
 
 async def only_started(message):
-    """A client that reads the status of a stream and nothing after it."""
+    """The ASGI ``send`` of a client that reads the status of a stream and nothing after it."""
     if message["type"] != "http.response.start":
         await asyncio.Event().wait()
 
 
-async def ignored(_):
-    """A client that accepts everything."""
+async def accepted(_):
+    """The ASGI ``send`` of a client that accepts everything."""
 
 
-def request_and_leave(bundle, path, send, *, is_connected=False, **settings):
-    """Send a streamed request and disconnect at once, or stay; return whether the server has no job soon after."""
+def leaves_no_job(bundle, path, send, *, is_connected=False, **settings):
+    """Whether the server has no job within a second after a streamed request.
+
+    Args:
+        bundle: the served bundle.
+        path: route of the request.
+        send: receives the messages of the response.
+        is_connected: whether the client stays connected; otherwise it disconnects once its request is sent.
+        settings: fields of ``ServerSettings``.
+    """
     app = make_app({"toy": bundle}, ServerSettings(**settings))
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "app": app}
@@ -71,26 +79,29 @@ def request_and_leave(bundle, path, send, *, is_connected=False, **settings):
 
 @pytest.mark.parametrize("path", BODIES)
 def test_the_job_of_a_client_that_disconnects_before_the_first_event_is_cancelled(toy, path, submitted):
-    assert request_and_leave(toy, path, blocked)
+    assert leaves_no_job(toy, path, blocked)
     assert len(submitted) == 1
 
 
 @pytest.mark.parametrize("path", BODIES)
 def test_a_client_that_reads_nothing_is_disconnected_without_an_error(toy, path, caplog):
     with caplog.at_level("INFO", "didi.serving"):
-        assert request_and_leave(toy, path, only_started, is_connected=True, timeout=0.3)
+        assert leaves_no_job(toy, path, only_started, is_connected=True, timeout=0.3)
     assert "a client of a stream reads nothing" in caplog.text
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_a_response_that_fails_before_its_first_event_leaves_no_job(toy, path, monkeypatch):
+def test_a_response_that_fails_before_its_first_event_leaves_no_job(toy, path, submitted, monkeypatch):
     async def fail(*_):
         raise ZeroDivisionError
 
     monkeypatch.setattr(EventSourceResponse, "__call__", fail)
-    assert request_and_leave(toy, path, ignored)
+    assert leaves_no_job(toy, path, accepted)
+    assert len(submitted) == 1
 
 
 def test_a_response_that_cannot_be_built_leaves_no_job(toy, monkeypatch):
-    monkeypatch.setattr(completions, "CompletionBuilder", lambda *_: 1 / 0)
-    assert request_and_leave(toy, "/v1/completions", ignored)
+    calls = []
+    monkeypatch.setattr(completions, "CompletionBuilder", lambda *args: calls.append(args) or 1 / 0)
+    assert leaves_no_job(toy, "/v1/completions", accepted)
+    assert len(calls) == 1

@@ -29,7 +29,7 @@ def test_jobs_that_outlast_the_drain_end_with_an_error(toy):
     assert jobs[0].num_moves > 0
 
 
-def test_unfinished_jobs_of_a_stopped_engine_end_with_stopping(toy):
+def test_unfinished_jobs_of_a_stopped_engine_end_with_the_error_stopping(toy):
     """Not with ``Cancelled``, whose message is that the client has disconnected."""
     engine = Engine(Scheduler(1), max_queue=4)
     jobs = [job_of(toy, seed=seed, nfe=2000, sampler="published") for seed in range(2)]  # one runs, one waits
@@ -71,7 +71,7 @@ def test_the_engine_stops_when_the_application_ends_with_an_exception(toy):
 
 
 def test_a_failing_check_of_the_weights_fails_only_its_request(toy, listening, monkeypatch):
-    """It runs when a job ends; its exception must neither leave the client waiting nor end the other jobs."""
+    """The check runs when a job ends; its exception must neither leave the client waiting nor end other jobs."""
     server, url = listening({"toy": toy})
     monkeypatch.setattr(ServedModel, "check_weights", lambda _: 1 / 0)
     with_nan(toy)

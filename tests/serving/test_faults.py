@@ -1,4 +1,7 @@
-"""Clients that disconnect or do not read, full queues, invalid bodies and weights: only their own requests fail."""
+"""Invalid bodies and weights, full queues, and clients that disconnect or do not read: only their own requests fail.
+
+Also access tokens, CORS headers, logs, metrics, and the files that the server sends.
+"""
 
 import json
 import socket
@@ -10,14 +13,16 @@ import pytest
 
 from didi.models.bundle import Bundle
 from didi.serving import request_jobs
+from didi.serving.page import STATIC
 
 from .conftest import events_of, with_nan
 
 LONG = {"nfe": 30, "sampler": "published"}
-"""Takes a few seconds."""
+"""Fields of a request that takes a few seconds."""
 
 
 def until(condition, seconds=10):
+    """Wait until ``condition()`` is true; fail after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -36,7 +41,7 @@ def engine_of(client):
 
 
 def metric(client, name):
-    (line,) = [one for one in client.get("/metrics").text.splitlines() if one.startswith(name + " ")]
+    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(name + " ")]
     return float(line.split()[1])
 
 
@@ -48,7 +53,7 @@ def test_an_invalid_body_is_refused(client, path, body):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-NO_OBJECTS = [
+NOT_SENT_AS_JSON_OBJECTS = [
     (b"[1]", "application/json"),
     (b"{}", "text/plain"),
     (b"{}", None),
@@ -57,10 +62,11 @@ NO_OBJECTS = [
 ]
 
 
-@pytest.mark.parametrize(("content", "kind"), NO_OBJECTS)
-def test_a_body_that_is_no_json_object_is_refused_with_the_header_to_send(client, content, kind):
+@pytest.mark.parametrize(("content", "content_type"), NOT_SENT_AS_JSON_OBJECTS)
+def test_the_refusal_of_a_body_that_is_not_sent_as_a_json_object_names_the_header(client, content, content_type):
     """curl sends another content type by default."""
-    answer = client.post("/v1/generate", content=content, headers={} if kind is None else {"content-type": kind})
+    headers = {} if content_type is None else {"content-type": content_type}
+    answer = client.post("/v1/generate", content=content, headers=headers)
     message = "the body is a JSON object, sent with the header Content-Type: application/json; send one"
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
 
@@ -82,6 +88,9 @@ def test_unknown_paths_and_methods_have_errors_of_the_same_form(client):
     assert unknown.status_code == 404
     message = "there is no route POST /v1/chat/completions; /docs lists the routes"
     assert unknown.json()["error"]["message"] == message
+
+
+def test_the_page_and_its_scripts_are_sent_with_their_content_types(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert client.get("/player.js").headers["content-type"].startswith("text/javascript")
@@ -107,7 +116,7 @@ def test_requests_to_a_full_queue_are_refused_with_retry_after(toy, listening):
             assert refused.json()["error"]["code"] == "overloaded"
         for thread in threads:
             thread.join()
-        assert [one.status_code for one in answers] == [200] * 3
+        assert [answer.status_code for answer in answers] == [200] * 3
 
 
 def test_the_jobs_of_a_request_are_queued_all_or_none(client_of, toy):
@@ -125,8 +134,8 @@ def test_the_job_of_a_client_that_disconnects_is_cancelled(toy, listening, strea
     server, url = listening({"toy": toy})
     engine = server.config.app.state.server.engine
     message = post_of({**LONG, "nfe": 300, "stream": stream})
-    with socket.create_connection(url.removeprefix("http://").split(":")) as one:
-        one.sendall(message)
+    with socket.create_connection(url.removeprefix("http://").split(":")) as connection:
+        connection.sendall(message)
         until(lambda: engine.scheduler.running)
     until(lambda: engine.scheduler.is_idle, seconds=3)
     with httpx.Client(base_url=url) as client:
@@ -135,10 +144,10 @@ def test_the_job_of_a_client_that_disconnects_is_cancelled(toy, listening, strea
 
 
 def test_a_client_that_disconnects_before_its_body_is_sent_is_counted_as_disconnected(toy, listening):
-    """With the status of other disconnected clients, not as an invalid body."""
+    """It is counted with status 499, as all disconnected clients are, and not with 400, as an invalid body."""
     _, url = listening({"toy": toy})
-    with socket.create_connection(url.removeprefix("http://").split(":")) as one:
-        one.sendall(post_of({"nfe": 2})[:-1])
+    with socket.create_connection(url.removeprefix("http://").split(":")) as connection:
+        connection.sendall(post_of({"nfe": 2})[:-1])
     with httpx.Client(base_url=url) as client:
         until(lambda: 'didi_requests_total{route="other",status="499"} 1.0' in client.get("/metrics").text)
         assert 'status="400"' not in client.get("/metrics").text
@@ -249,16 +258,16 @@ def test_only_listed_origins_get_cors_headers(client_of, toy):
 
 
 @pytest.mark.slow
-def test_prompts_are_logged_only_on_demand(client_of, news, caplog):
+def test_prompts_are_logged_only_with_the_setting_logs_prompts(client_of, news, caplog):
     caplog.set_level("INFO", "didi.serving")
-    for logs in (False, True):
+    for is_logged in (False, True):
         caplog.clear()
-        client = client_of({"news": news}, logs_prompts=logs)
+        client = client_of({"news": news}, logs_prompts=is_logged)
         client.post("/v1/generate", json={"prompt": "unmistakable", "length": 8, "nfe": 1})
         client.post("/v1/completions", json={"prompt": "unmistakable", "max_tokens": 2, "nfe": 1})
-        fields = [one.fields for one in caplog.records if one.name == "didi.serving"]
-        assert sum("unmistakable" in str(one) for one in fields) == 2 * logs
-        assert [one["status"] for one in fields if "status" in one] == [200, 200]
+        entries = [record.fields for record in caplog.records if record.name == "didi.serving"]
+        assert sum("unmistakable" in str(fields) for fields in entries) == 2 * is_logged
+        assert [fields["status"] for fields in entries if "status" in fields] == [200, 200]
 
 
 def test_metrics_count_requests_passes_and_tokens(client_of, toy):
@@ -270,6 +279,10 @@ def test_metrics_count_requests_passes_and_tokens(client_of, toy):
     assert 'didi_requests_total{route="/v1/generate",status="400"} 1.0' in text
     assert metric(client, "didi_tokens_total") == 48
     assert metric(client, "didi_shared_passes_total") == metric(client, "didi_shared_pass_rows_total") == 1
+
+
+def test_the_files_of_the_page_have_less_than_50_kb():
+    assert 0 < sum(file.stat().st_size for file in STATIC.iterdir()) < 50_000
 
 
 def test_the_openapi_page_names_the_routes_and_their_fields(client):

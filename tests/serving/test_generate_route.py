@@ -34,10 +34,11 @@ def test_answers_are_samples_of_generate(client, news, fields):
     if "times" in named:
         named["times"] = tuple(named["times"])
     alone = didi.generate(news, **{"num_samples": 1, "seed": 7, **named})
-    assert [one["text"] for one in answer["sequences"]] == alone.texts
-    assert [one["token_ids"] for one in answer["sequences"]] == alone.tokens.tolist()
-    assert [one["network_passes"] for one in answer["sequences"]] == alone.network_passes.tolist()
-    assert [one["discriminator_passes"] for one in answer["sequences"]] == alone.discriminator_passes.tolist()
+    assert [sequence["text"] for sequence in answer["sequences"]] == alone.texts
+    assert [sequence["token_ids"] for sequence in answer["sequences"]] == alone.tokens.tolist()
+    assert [sequence["network_passes"] for sequence in answer["sequences"]] == alone.network_passes.tolist()
+    discriminator_passes = [sequence["discriminator_passes"] for sequence in answer["sequences"]]
+    assert discriminator_passes == alone.discriminator_passes.tolist()
     assert (answer["nfe"], answer["sampler"], answer["seed"]) == (alone.nfe, alone.sampler, 7)
 
 
@@ -61,30 +62,29 @@ def test_events_lead_from_the_first_state_to_the_last(client, news, sampler):
     for number, move in enumerate(moves):
         row = move["sequence"]
         assert (row, move["move"]) == (number % 2, number // 2 + 1)
-        for position, one, text in zip(move["positions"], move["token_ids"], move["texts"], strict=True):
-            shown[row][position], ids[row][position] = text, one
+        for position, token_id, text in zip(move["positions"], move["token_ids"], move["texts"], strict=True):
+            shown[row][position], ids[row][position] = text, token_id
     assert ["".join(row) for row in shown] == alone.texts
-    given = sum(one is None for one in ids[0])
-    assert [row[given:] for row in ids] == [row[given:] for row in alone.tokens.tolist()]
+    assert [row[len(given_ids) :] for row in ids] == [row[len(given_ids) :] for row in alone.tokens.tolist()]
     assert [move["passes"] for move in moves[-2:]] == alone.network_passes.tolist()
     assert [move["discriminator_passes"] for move in moves[-2:]] == alone.discriminator_passes.tolist()
-    assert moves[-1]["t"] == 0.0 or sampler == "first-hitting"  # which has no grid
-    assert [(name, one["sequence"], one["text"]) for name, one in ends] == [
+    assert moves[-1]["t"] == 0.0 or sampler == "first-hitting"  # first-hitting has no time grid
+    assert [(name, end["sequence"], end["text"]) for name, end in ends] == [
         ("end", row, alone.texts[row]) for row in range(2)
     ]
-    assert [one["network_passes"] for _, one in ends] == alone.network_passes.tolist()
+    assert [end["network_passes"] for _, end in ends] == alone.network_passes.tolist()
 
 
 def test_given_tokens_are_kept(client, news):
     given = [17, None, 250, None, None, 9, None, None]
     answer = client.post("/v1/generate", json={"token_ids": given, "seed": 1}).json()
     (sequence,) = answer["sequences"]
-    assert [one for one, before in zip(sequence["token_ids"], given, strict=True) if before is not None] == [17, 250, 9]
+    assert [sequence["token_ids"][position] for position in (0, 2, 5)] == [17, 250, 9]
     assert answer["length"] == 8
 
 
 @pytest.mark.slow
-def test_without_seed_samples_differ_and_the_answer_has_the_seed(client):
+def test_requests_without_seed_use_different_seeds_and_return_them(client):
     first, second = (client.post("/v1/generate", json={"length": 16}).json() for _ in range(2))
     assert first["seed"] != second["seed"]
     again = client.post("/v1/generate", json={"length": 16, "seed": first["seed"]}).json()
@@ -152,4 +152,7 @@ def test_an_unknown_model_is_not_found(client):
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
     assert "did you mean 'news'?" in answer.json()["error"]["message"]
+
+
+def test_a_role_that_is_not_that_of_the_model_is_refused(client):
     assert client.post("/v1/generate", json={"model": "news:teacher", "role": "student"}).status_code == 400

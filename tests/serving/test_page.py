@@ -1,4 +1,4 @@
-"""The page and a replay in a browser."""
+"""The page of the server, and the page of a replay, in a browser."""
 
 import importlib.util
 import re
@@ -69,7 +69,8 @@ def raced(page):
     return page
 
 
-def at_end(page):
+def show_end(page):
+    """Show the texts at the end of the race."""
     page.locator("body").press("End")
 
 
@@ -93,11 +94,11 @@ def test_the_page_begins_with_a_race_of_all_networks(server, open_page):
     assert shown.count() == 3
     page.get_by_label("Prompt").fill("The minister")
     raced(page)
-    assert [(one["role"], one.get("nfe")) for one in server.requests] == [
+    assert [(request["role"], request.get("nfe")) for request in server.requests] == [
         ("student", 4), ("teacher", LENGTH), ("autoregressive", None),
     ]  # fmt: skip
-    assert {one["prompt"] for one in server.requests} == {"The minister"}
-    at_end(page)
+    assert {request["prompt"] for request in server.requests} == {"The minister"}
+    show_end(page)
     assert num_masks(page) == 0
     for request in server.requests:
         text = lane(page, request["role"]).locator(".text").text_content()
@@ -116,18 +117,18 @@ def test_the_clock_goes_back_and_forth(server, open_page):
         times.append(page.locator(".time b").text_content())
     assert times == ["4.0 ms", "8.0 ms", "12 ms"]  # moves of the autoregressive network
     page.locator("body").press("ArrowRight")
-    assert page.locator(".time b").text_content() == "13 ms"  # 12.5: the first move of both others
+    assert page.locator(".time b").text_content() == "13 ms"  # 12.5 ms: the first move of student and teacher
     assert lane(page, "student").locator(".token[data-move='1']").count() == LENGTH // 4
     assert num_masks(page) == 3 * LENGTH - 3 - LENGTH // 4 - 1
     page.locator("body").press("ArrowLeft")
     assert page.locator(".time b").text_content() == "12 ms"
     assert num_masks(page) == 3 * LENGTH - 3
-    page.locator(".scrub").evaluate("one => { one.value = 50; one.dispatchEvent(new Event('input')); }")
+    page.locator(".scrub").evaluate("slider => { slider.value = 50; slider.dispatchEvent(new Event('input')); }")
     assert lane(page, "student").locator(".masked").count() == 0
     assert page.locator(".time b").text_content() == "50 ms"
 
 
-def test_playing_reaches_the_end_and_can_stop(server, open_page):
+def test_playing_reaches_the_end_and_can_be_paused(server, open_page):
     page = raced(open_page(server.address))
     page.get_by_label("Speed").select_option("1")
     page.get_by_role("button", name="Play again").wait_for(timeout=5000)
@@ -157,7 +158,7 @@ def test_controls_reach_the_server(server, open_page):
         "model": "tiny", "role": "student", "sampler": "guided", "nfe": 6, "temperature": 0.8, "seed": 7, "length": 10,
         "guidance": {"guidance_scale": 12.5}, "stream": True,
     }  # fmt: skip
-    assert [one["seed"] for one in server.requests] == [7, 7, 7]
+    assert [request["seed"] for request in server.requests] == [7, 7, 7]
     assert "guidance" not in server.requests[1]
     assert "6 moves, guided, guidance 12.5, temperature 0.8" in lane(page, "student").locator("h2").text_content()
 
@@ -170,7 +171,7 @@ def test_two_settings_of_one_network_are_compared(server, open_page):
     page.get_by_role("button", name="Add a network").click()
     page.locator(".setting").last.get_by_label("Moves").fill("8")
     raced(page)
-    assert [(one["role"], one["nfe"]) for one in server.requests] == [("student", 4), ("student", 8)]
+    assert [(request["role"], request["nfe"]) for request in server.requests] == [("student", 4), ("student", 8)]
     assert page.locator(".lane").count() == 2
 
 
@@ -178,7 +179,7 @@ def test_selected_tokens_are_sampled_again(server, open_page):
     page = open_page(server.address)
     page.get_by_label("Prompt").fill("The minister")
     raced(page)
-    at_end(page)
+    show_end(page)
     text = lane(page, "student").locator(".text")
     before = lane(page, "student").locator(".token").all_text_contents()
     shown = tokens_of(text.text_content())
@@ -189,10 +190,10 @@ def test_selected_tokens_are_sampled_again(server, open_page):
     page.get_by_role("button", name="Sample again").click()
     page.get_by_role("button", name="Run").wait_for()
     (request,) = server.requests
-    kept = [None if position in (5, 6, 7) else id_of(text) for position, text in enumerate(shown)]
+    kept = [None if position in (5, 6, 7) else id_of(token) for position, token in enumerate(shown)]
     assert request["token_ids"] == kept  # the tokens around the selection do not change
     assert (request["seed"], request["length"], "prompt" in request) == (1, LENGTH, False)
-    at_end(page)
+    show_end(page)
     after = lane(page, "student").locator(".token").all_text_contents()
     assert {position for position, pair in enumerate(zip(before, after, strict=True)) if len({*pair}) > 1} == {5, 6, 7}
     assert lane(page, "student").locator(".token[data-move]").count() == 3
@@ -201,7 +202,7 @@ def test_selected_tokens_are_sampled_again(server, open_page):
 
 def test_tokens_are_selected_by_keys_and_by_a_range(server, open_page):
     page = raced(open_page(server.address))
-    at_end(page)
+    show_end(page)
     text = lane(page, "student").locator(".text")
     text.focus()
     for key in ("ArrowRight", "ArrowRight", "Shift+ArrowRight"):
@@ -209,8 +210,8 @@ def test_tokens_are_selected_by_keys_and_by_a_range(server, open_page):
     assert "2 tokens selected" in lane(page, "student").text_content()
     page.keyboard.press("Escape")
     assert not lane(page, "student").locator(".again").is_visible()
-    text.evaluate("""one => {
-        const tokens = one.querySelectorAll('.token');
+    text.evaluate("""text => {
+        const tokens = text.querySelectorAll('.token');
         getSelection().setBaseAndExtent(tokens[3].firstChild, 1, tokens[6].firstChild, 1);
     }""")
     lane(page, "student").get_by_text("4 tokens selected").wait_for()
@@ -219,7 +220,7 @@ def test_tokens_are_selected_by_keys_and_by_a_range(server, open_page):
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Run").wait_for()
     assert server.requests[0]["token_ids"].count(None) == 4
-    assert lane(page, "autoregressive").locator(".again").count() == 0  # it cannot infill
+    assert lane(page, "autoregressive").locator(".again").count() == 0  # an autoregressive network cannot infill
 
 
 def test_a_link_holds_the_settings(server, open_page):
@@ -297,17 +298,17 @@ def test_a_stopped_server_is_reported(open_page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_scrolling_sideways(server, open_page, scheme):
+def test_the_page_fits_the_width_of_a_phone_in_both_colour_schemes(server, open_page, scheme):
     page = raced(open_page(server.address, PHONE, color_scheme=scheme, has_touch=True))
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     box = page.get_by_role("button", name=re.compile("Play|Pause")).bounding_box()
     assert min(box["width"], box["height"]) >= 44
-    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_role("button", name={"light": "Dark", "dark": "Light"}[scheme]).click()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != paper
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
 
 
-def test_reduced_motion_begins_with_the_finished_texts(server, open_page):
+def test_with_reduced_motion_the_finished_texts_are_shown_first(server, open_page):
     page = raced(open_page(server.address, reduced_motion="reduce"))
     assert num_masks(page) == 0
     assert page.get_by_role("button", name="Play again").is_visible()
@@ -322,8 +323,8 @@ def test_a_screen_reader_hears_the_state_and_no_masked_text(server, open_page):
     page.locator("body").press("Home")
     assert "0 of 24 tokens after 0 passes" in page.get_by_role("status").text_content()
     assert page.locator(".masked:not([aria-hidden])").count() == 0
-    unnamed = "[...document.querySelectorAll('button, input, select, textarea')].filter(one => !one.hidden && " \
-        "!one.textContent.trim() && !one.labels?.length && !one.getAttribute('aria-label')).length"  # fmt: skip
+    unnamed = "[...document.querySelectorAll('button, input, select, textarea')].filter(e => !e.hidden && " \
+        "!e.textContent.trim() && !e.labels?.length && !e.getAttribute('aria-label')).length"  # fmt: skip
     assert page.evaluate(unnamed) == 0
 
 
@@ -342,9 +343,3 @@ def test_the_file_of_a_replay_plays_without_a_server(open_page, tmp_path):
     page.locator("body").press("ArrowRight")
     assert num_masks(page) == 2
     assert page.locator("dd").all_text_contents() == ["1", "10 ms", "100"]
-
-
-def test_the_page_is_small():
-    from didi.serving.page import STATIC
-
-    assert sum(file.stat().st_size for file in STATIC.iterdir()) < 50_000

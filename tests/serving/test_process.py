@@ -33,28 +33,29 @@ def process():
 
     def start(*words):
         command = [sys.executable, "-m", "didi", "serve", *words, "--port", "0"]
-        one = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         log = []
-        for line in one.stderr:
+        for line in program.stderr:
             log.append(line)
             if match := re.search(r"running on (http://[\d.]+:\d+)", line):
                 break
-        reader = threading.Thread(target=lambda: log.extend(one.stderr), daemon=True)
+        reader = threading.Thread(target=lambda: log.extend(program.stderr), daemon=True)
         reader.start()
-        started.append((one, reader))
-        return one, match[1], log, reader
+        started.append((program, reader))
+        return program, match[1], log, reader
 
     yield start
-    for one, reader in started:
-        one.kill()
-        one.wait()
+    for program, reader in started:
+        program.kill()
+        program.wait()
         reader.join()
-        one.stderr.close()
+        program.stderr.close()
 
 
 @pytest.mark.slow
 def test_sigterm_lets_streams_end_and_refuses_new_requests(process):
-    one, url, log, reader = process("exact", "--drain", "120", "--max-batch", "1")
+    program, url, log, reader = process("exact", "--drain", "120", "--max-batch", "1")
     body = {"sampler": "published", "nfe": 1000, "num_samples": 4, "seed": 1}
     expected = httpx.post(f"{url}/v1/generate", json=body, timeout=120).json()["sequences"]
     answers = {}
@@ -67,27 +68,27 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests(process):
         thread.start()
     while "didi_waiting_jobs 1.0" not in httpx.get(f"{url}/metrics").text:  # one runs, one waits
         time.sleep(0.01)
-    one.send_signal(signal.SIGTERM)
+    program.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/healthz")
-    assert one.poll() is None
+    assert program.poll() is None
     for thread in threads:
         thread.join()
-    assert one.wait(10) == 0
+    assert program.wait(10) == 0
     assert answers[False].json()["sequences"] == expected
-    ends = [found["text"] for name, found in events_of(answers[True].text) if name == "end"]
-    assert ends == [found["text"] for found in expected]
+    ends = [data["text"] for name, data in events_of(answers[True].text) if name == "end"]
+    assert ends == [sequence["text"] for sequence in expected]
     reader.join()
     records = [json.loads(line) for line in log[1:]]  # the first line is not JSON
-    assert {"request", "Finished server process"} <= {re.sub(r" \[.*", "", found["message"]) for found in records}
-    assert not [found for found in records if found["level"] == "error"]
+    assert {"request", "Finished server process"} <= {re.sub(r" \[.*", "", record["message"]) for record in records}
+    assert not [record for record in records if record["level"] == "error"]
 
 
 @pytest.mark.slow
 def test_requests_that_outlast_the_drain_end_with_an_error(process):
     """A stream has an ``error`` event, a request without stream status 503; the process ends soon after."""
-    one, url, *_ = process("exact", "--drain", "1", "--max-moves", "10000")
+    program, url, *_ = process("exact", "--drain", "1", "--max-moves", "10000")
     body = {"sampler": "published", "nfe": 10_000, "num_samples": 32}
     answers = {}
 
@@ -99,11 +100,11 @@ def test_requests_that_outlast_the_drain_end_with_an_error(process):
         thread.start()
     while "didi_running_jobs 2.0" not in httpx.get(f"{url}/metrics").text:
         time.sleep(0.01)
-    one.send_signal(signal.SIGTERM)
+    program.send_signal(signal.SIGTERM)
     signalled = time.monotonic()
     for thread in threads:
         thread.join()
-    assert one.wait(10) == 0
+    assert program.wait(10) == 0
     assert 1 <= time.monotonic() - signalled < 1 + GRACE
     message = "the server stopped before the request was finished; send it to another server"
     assert answers[False].status_code == 503
@@ -192,19 +193,19 @@ def test_contradictory_or_invalid_ports_are_refused(words, variable, message, mo
         serve.run_serve(["exact", *words])
 
 
-def test_names_of_models():
+def test_a_served_model_is_named_by_the_text_before_the_first_equals_sign_or_as_itself():
     assert serve._named(["tiny-news", "mine=runs/a=b/bundle"]) == {"tiny-news": "tiny-news", "mine": "runs/a=b/bundle"}
 
 
 @pytest.mark.large
 def test_a_thousand_streams_at_once_are_neither_lost_nor_mixed(process):
-    """Every stream has the sample of its seed; the server's memory grows by little."""
-    one, url, *_ = process("exact", "--max-queue", "1024", "--timeout", "300")
+    """Every stream has the sample of its seed; the memory of the server grows by less than 200 MiB."""
+    program, url, *_ = process("exact", "--max-queue", "1024", "--timeout", "300")
     num, low, high = 1000, *resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(high, max(low, 4096)), high))
 
-    def resident():
-        lines = Path(f"/proc/{one.pid}/status").read_text().splitlines()
+    def resident_mib():
+        lines = Path(f"/proc/{program.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
     async def all_streams():
@@ -218,9 +219,9 @@ def test_a_thousand_streams_at_once_are_neither_lost_nor_mixed(process):
             return await asyncio.gather(*(stream(seed) for seed in range(num)))
 
     httpx.post(f"{url}/v1/generate", json={"nfe": 8})
-    before = resident()
+    before = resident_mib()
     streams = asyncio.run(all_streams())
-    grown = resident() - before
+    growth = resident_mib() - before
     prompts = [didi.Prompt(seed=seed) for seed in range(num)]
     texts = didi.generate(didi.load("exact"), prompts=prompts, num_samples=1, nfe=8).texts
     for seed, (events, text) in enumerate(zip(streams, texts, strict=True)):
@@ -228,5 +229,5 @@ def test_a_thousand_streams_at_once_are_neither_lost_nor_mixed(process):
         assert events[0][1]["seed"] == seed
         assert [move["move"] for name, move in events if name == "move"] == list(range(1, 9))
         assert events[-1][1]["text"] == text
-    print(f"resident memory grew by {grown:.0f} MiB")
-    assert grown < 200
+    print(f"resident memory grew by {growth:.0f} MiB")
+    assert growth < 200

@@ -37,14 +37,14 @@ def test_answers_are_the_residues_of_generate(served, proteins, fields):
     answer = served.post("/v1/generate", json={"seed": 3, **fields}).json()
     named = {("prefix" if name == "prompt" else name): value for name, value in fields.items()}
     alone = didi.generate(proteins, **{"num_samples": 1, "seed": 3, **named})
-    assert [one["text"] for one in answer["sequences"]] == alone.texts
-    assert [one["token_ids"] for one in answer["sequences"]] == alone.tokens[:, 1:-1].tolist()
-    assert [one["network_passes"] for one in answer["sequences"]] == alone.network_passes.tolist()
+    assert [sequence["text"] for sequence in answer["sequences"]] == alone.texts
+    assert [sequence["token_ids"] for sequence in answer["sequences"]] == alone.tokens[:, 1:-1].tolist()
+    assert [sequence["network_passes"] for sequence in answer["sequences"]] == alone.network_passes.tolist()
     assert (answer["length"], answer["nfe"]) == (fields.get("length", 32), alone.nfe)
 
 
 @pytest.mark.slow
-def test_requests_of_several_lengths_share_passes(served, proteins):
+def test_prompts_of_several_lengths_are_completed_as_by_generate(served, proteins):
     body = {"prompt": ["M", "MKT", "MKTAY"], "max_tokens": 9, "nfe": 4, "seed": 2}
     choices = served.post("/v1/completions", json=body).json()["choices"]
     for choice, prompt in zip(choices, body["prompt"], strict=True):
@@ -54,7 +54,7 @@ def test_requests_of_several_lengths_share_passes(served, proteins):
 
 def test_only_residues_are_sampled(served):
     sequences = served.post("/v1/generate", json={"num_samples": 32, "nfe": 8}).json()["sequences"]
-    assert not {one for sequence in sequences for one in sequence["token_ids"]} & set(EXCLUDED_IDS)
+    assert not {token_id for sequence in sequences for token_id in sequence["token_ids"]} & set(EXCLUDED_IDS)
     assert {len(sequence["text"]) for sequence in sequences} == {32}
 
 
@@ -82,7 +82,7 @@ def test_a_completion_counts_residues(served):
     assert events.count('"finish_reason":"length"') == 1
 
 
-def test_the_length_of_a_card_is_what_a_request_may_ask_for(served):
+def test_the_length_that_is_listed_for_a_model_is_the_limit_of_a_request(served):
     (card, _) = served.get("/v1/models").json()["data"]
     assert card["length"] == 32
     assert served.post("/v1/generate", json={"length": 33}).status_code == 400

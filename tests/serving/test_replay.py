@@ -1,3 +1,5 @@
+"""Replays: the recorded moves, the page and the animation, and the colours of the animation."""
+
 import io
 import json
 import re
@@ -88,7 +90,7 @@ def test_a_remasked_token_is_a_mask_again(bundle):
     assert "".join(text for text, _ in lane.state_at(lane.milliseconds)) == lane.text
 
 
-def test_uniform_diffusion_has_tokens_everywhere_from_its_first_state(unchecked):
+def test_uniform_state_diffusion_shows_every_position_after_the_first_move():
     lane = record_lane(didi.load("exact-udlm"), nfe=4)
     assert lane.moves[0].positions == tuple(range(7))
     assert None not in {text for move in lane.moves for text in move.texts}
@@ -131,7 +133,7 @@ def test_no_token_ends_the_script_of_the_page(replay, lane):
 
 
 def frames(gif):
-    """Pictures and durations in milliseconds."""
+    """Images of a GIF and their durations in milliseconds."""
     image = Image.open(io.BytesIO(gif))
     for number in range(image.n_frames):
         image.seek(number)
@@ -144,9 +146,9 @@ def num_near(image, rgb):
 
 
 @pytest.mark.slow
-def test_the_animation_reveals_masks_and_rests_at_the_end(replay):
+def test_the_animation_reveals_masks_and_holds_its_last_frame(replay):
     shown = list(frames(replay_gif(replay)))
-    ends = {move.milliseconds for one in replay.lanes for move in one.moves}
+    ends = {move.milliseconds for lane in replay.lanes for move in lane.moves}
     assert 4 < len(shown) <= len(ends) + 1
     seconds = sum(duration for _, duration in shown) / 1000
     assert seconds == pytest.approx(animation.PLAY_SECONDS + animation.HOLD_SECONDS, abs=0.2)
@@ -164,7 +166,7 @@ def test_an_animation_with_too_many_lanes_is_refused(replay, lane):
         replay_gif(replace(replay, lanes=(lane,) * 4))
 
 
-def test_colours_are_those_of_the_style_sheet():
+def test_colours_are_converted_from_oklch_and_the_scale_becomes_darker():
     assert _srgb((1.0, 0.0, 0.0)) == (255, 255, 255)
     assert _srgb((0.62796, 0.25768, 29.234)) == (255, 0, 0)  # CSS Color 4, the primaries of sRGB
     assert _srgb((0.45201, 0.31321, 264.052)) == (0, 0, 255)

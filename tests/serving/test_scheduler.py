@@ -25,11 +25,6 @@ from didi.serving.shared import padded_length, shared_features, shared_tokens
 SHARED = ("ancestral", "tau-leaping", "first-hitting", "confidence", "entropy-bounded", "remasking")
 
 
-@pytest.fixture(scope="module")
-def news():
-    return didi.load("tiny-news")
-
-
 def job_of(bundle, *, num=1, seed=0, nfe=None, length=None, prefix=None, **options):
     options = SamplingOptions(**options)
     length = length or bundle.network(options.role).length
@@ -39,7 +34,7 @@ def job_of(bundle, *, num=1, seed=0, nfe=None, length=None, prefix=None, **optio
 
 
 def run(jobs, max_batch=64, arrivals=None):
-    """Run jobs to their end; ``arrivals`` has the round in which each arrives."""
+    """The scheduler after it has run all jobs; ``arrivals`` has the round in which each arrives."""
     shared, left = Scheduler(max_batch), sorted(zip(arrivals or [0] * len(jobs), range(len(jobs)), strict=True))
     number = 0
     while left or not shared.is_idle:
@@ -63,11 +58,11 @@ def test_jobs_that_share_passes_return_the_samples_of_generate(sampler, make_dit
     requests = [
         {"seed": seed, "num": 1 + seed % 3, "nfe": (3, 5, 8)[seed % 3], "sampler": sampler} for seed in range(9)
     ]
-    jobs = [job_of(bundle, **one) for one in requests]
-    scheduler = run(jobs, arrivals=[0, 0, 1, 1, 2, 3, 5, 5, 5])
-    assert scheduler.num_passes < sum(int(job.network_passes.max()) for job in jobs)
-    for job, one in zip(jobs, requests, strict=True):
-        alone = generated(bundle, **one)
+    jobs = [job_of(bundle, **request) for request in requests]
+    shared = run(jobs, arrivals=[0, 0, 1, 1, 2, 3, 5, 5, 5])
+    assert shared.num_passes < sum(int(job.network_passes.max()) for job in jobs)
+    for job, request in zip(jobs, requests, strict=True):
+        alone = generated(bundle, **request)
         assert job.error is None
         assert torch.equal(job.tokens, alone.tokens)
         assert torch.equal(job.network_passes, alone.network_passes)
@@ -86,15 +81,15 @@ def test_mixed_jobs_on_real_weights_return_the_samples_of_generate(news):
         {"seed": 7, "nfe": 4, "temperature": 0.5, "top_p": 0.9, "length": 48},
         {"seed": 8, "nfe": 4, "sampler": "confidence", "length": 24},
     ]
-    jobs = [job_of(news, **one) for one in requests]
+    jobs = [job_of(news, **request) for request in requests]
     run(jobs, arrivals=[0, 0, 0, 1, 1, 1, 2, 2])
-    for job, one in zip(jobs, requests, strict=True):
-        assert torch.equal(job.tokens, generated(news, **one).tokens), one
+    for job, request in zip(jobs, requests, strict=True):
+        assert torch.equal(job.tokens, generated(news, **request).tokens), request
 
 
 @pytest.mark.slow
 def test_samples_do_not_depend_on_other_jobs(news):
-    """40 requests, each alone in a scheduler, and together in three random orders with random arrivals."""
+    """40 requests one after the other, and together in three random orders with random arrivals."""
     source = random.Random(0)
     requests = [
         {"seed": seed, "nfe": source.randint(1, 6), "length": source.randint(1, 70), "num": source.choice([1, 1, 3])}
@@ -102,7 +97,7 @@ def test_samples_do_not_depend_on_other_jobs(news):
     ]
 
     def drawn(arrivals, order, max_batch):
-        jobs = [job_of(news, **one) for one in requests]
+        jobs = [job_of(news, **request) for request in requests]
         run([jobs[index] for index in order], max_batch, arrivals)
         return [job.tokens for job in jobs]
 
@@ -110,7 +105,7 @@ def test_samples_do_not_depend_on_other_jobs(news):
     for max_batch in (4, 16, 64):
         order = source.sample(range(40), 40)
         together = drawn([source.randint(0, 10) for _ in order], order, max_batch)
-        assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+        assert all(map(torch.equal, alone, together))
 
 
 @pytest.mark.slow
@@ -118,10 +113,10 @@ def test_rows_of_a_time_conditioned_network_keep_their_own_noise_levels(make_dit
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0, is_time_conditioned=True))
     requests = [{"seed": seed, "nfe": nfe, "sampler": sampler} for seed, (nfe, sampler) in enumerate(
         [(2, "ancestral"), (7, "ancestral"), (4, "first-hitting"), (3, "remasking")])]  # fmt: skip
-    jobs = [job_of(bundle, **one) for one in requests]
+    jobs = [job_of(bundle, **request) for request in requests]
     run(jobs)
-    for job, one in zip(jobs, requests, strict=True):
-        assert torch.equal(job.tokens, generated(bundle, **one).tokens)
+    for job, request in zip(jobs, requests, strict=True):
+        assert torch.equal(job.tokens, generated(bundle, **request).tokens)
 
 
 def test_budget_conditioned_networks_share_passes_only_for_equal_numbers_of_moves(make_dit, randomise):
@@ -142,12 +137,12 @@ def test_jobs_of_one_network_and_token_distribution_share_the_head(news, monkeyp
     monkeypatch.setattr(type(news.student), "head", lambda self, x: rows.append(len(x)) or head(self, x))
     requests = [{"seed": seed, "nfe": 1, "length": length} for seed, length in enumerate([8, 16, 40])]
     requests += [{"seed": 5, "nfe": 1, "length": 12, "temperature": 0.5}]
-    jobs = [job_of(news, **one) for one in requests]
+    jobs = [job_of(news, **request) for request in requests]
     run(jobs)
     assert rows == [64, 16]  # the rows of all lengths together; 12 rows, padded
     monkeypatch.undo()
-    for job, one in zip(jobs, requests, strict=True):
-        assert torch.equal(job.tokens, generated(news, **one).tokens)
+    for job, request in zip(jobs, requests, strict=True):
+        assert torch.equal(job.tokens, generated(news, **request).tokens)
 
 
 @pytest.mark.slow
@@ -162,7 +157,7 @@ def test_logits_of_a_row_do_not_depend_on_the_rows_beside_it(news, monkeypatch):
     monkeypatch.setattr(TokenDistribution, "sample", sample)
     features = torch.randn(200, news.student.config.hidden_size, generator=torch.Generator().manual_seed(0))
     sizes = [1, 2, 5, 12, 30, 150]
-    draws = [TokenDraw(one, torch.zeros(len(one))) for one in features.split(sizes)]
+    draws = [TokenDraw(rows, torch.zeros(len(rows))) for rows in features.split(sizes)]
     shared_tokens([sampler] * len(draws), draws)
     for draw in draws:
         shared_tokens([sampler], [draw])
@@ -188,13 +183,13 @@ def test_the_draw_check_of_a_request_sees_only_its_own_logits(news, monkeypatch)
     collected = []
     monkeypatch.setattr(DrawCheck, "check", lambda check, scores: collected.append((check, scores.isfinite().all())))
     samplers = [Ancestral(news.student, news.process) for _ in range(3)]
-    samplers = [replace(one, token_distribution=TokenDistribution()) for one in samplers]
+    samplers = [replace(sampler, token_distribution=TokenDistribution()) for sampler in samplers]
     features = torch.zeros(3, news.student.config.hidden_size)
     features[1] = torch.nan
-    draws = [TokenDraw(one, torch.zeros(1)) for one in features.split(1)]
+    draws = [TokenDraw(row, torch.zeros(1)) for row in features.split(1)]
     shared_tokens(samplers, draws)
-    answers = {id(check): bool(is_finite) for check, is_finite in collected}
-    assert [answers[id(one.token_distribution.draw_check)] for one in samplers] == [True, False, True]
+    is_finite = {id(check): bool(value) for check, value in collected}
+    assert [is_finite[id(sampler.token_distribution.draw_check)] for sampler in samplers] == [True, False, True]
 
 
 def test_the_logits_of_a_draw_are_bounded(make_dit, monkeypatch):
@@ -222,7 +217,7 @@ def test_a_job_whose_logits_are_not_finite_fails_alone(make_dit, monkeypatch):
     monkeypatch.setattr(bundle.teacher, "features", damaged)
     run(jobs)
     assert isinstance(jobs[1].error, NotFinite)
-    assert [torch.equal(job.tokens, one) for job, one in zip(jobs[::2], expected, strict=True)] == [True, True]
+    assert [torch.equal(job.tokens, tokens) for job, tokens in zip(jobs[::2], expected, strict=True)] == [True, True]
 
 
 def test_a_pass_has_a_bounded_number_of_positions(make_dit):
@@ -233,7 +228,7 @@ def test_a_pass_has_a_bounded_number_of_positions(make_dit):
     assert [len(group) for group in pass_groups(jobs)] == [16, 16, 8]
 
 
-def test_padded_lengths():
+def test_a_length_is_padded_to_a_power_of_two_from_16_up_to_the_length_of_the_network():
     assert [padded_length(length, 128) for length in (1, 16, 17, 64, 65, 128)] == [16, 16, 32, 64, 128, 128]
     assert [padded_length(length, 100) for length in (16, 70, 100)] == [16, 100, 100]
     assert padded_length(9, 12) == 12

@@ -1,4 +1,4 @@
-"""``serve``: messages of failures before the server listens."""
+"""``serve`` fails with a message that has the cause if the server cannot listen or start."""
 
 import logging
 import signal
@@ -14,16 +14,16 @@ from didi.serving.settings import ServerSettings
 
 @pytest.fixture(autouse=True)
 def restored():
-    """Restores logging and signals, which ``serve`` changes for the whole process."""
-    signals = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    """Restore logging and signal handlers after a test; ``serve`` changes them for the whole process."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     loggers = [logging.getLogger(name) for name in ("didi.serving", "uvicorn")]
-    states = [(one, one.handlers, one.propagate, one.level) for one in loggers]
+    states = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     yield
-    for one, handler in signals.items():
-        signal.signal(one, handler)
-    for one, handlers, propagate, level in states:
-        one.handlers, one.propagate = handlers, propagate
-        one.setLevel(level)
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    for logger, handlers, propagate, level in states:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 def test_an_address_of_another_machine_is_refused_with_the_cause(toy):
@@ -41,7 +41,7 @@ def test_a_failing_start_is_not_reported_as_an_address_in_use(toy, monkeypatch):
 
 
 def test_a_start_that_fails_without_an_exception_is_an_error(toy, monkeypatch):
-    """uvicorn before 0.54 returns."""
+    """uvicorn before 0.54 returns instead of raising an exception."""
     monkeypatch.setattr(Server, "run", lambda _: None)
     with pytest.raises(DidiError, match=r"^the server cannot start; its log has the error$"):
         serve(make_app({"toy": toy}), ServerSettings(), "127.0.0.1", 0)
