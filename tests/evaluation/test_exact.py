@@ -225,6 +225,17 @@ def test_what_cannot_be_enumerated_is_refused_in_one_line():
         sampler_distribution(SMALL, torch.tensor([0, 0.5]).double(), random_tables(SMALL, 1)[0])
     with pytest.raises(UsageError, match="steps is 1 or more; got 0"):
         minimal_divergence(exact_chain(), 2, 1, steps=0)
+    with pytest.raises(UsageError, match=r"every transition has a positive probability; got a minimum of 0\.0"):
+        minimal_divergence(MarkovChain(4, successor_probs=(0.6, 0.4), floor=0.0), 2, 1)
+
+
+def test_the_descent_to_the_limit_has_a_rate_that_falls_to_0(monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    for num_steps in (1, 4):
+        limit = minimal_divergence(exact_chain(), 2, 1, steps=num_steps)
+        assert limit.student.kl < limit.teacher.kl
+    assert rates == pytest.approx([0.05, 0.05, 0.0375, 0.025, 0.0125])
 
 
 @pytest.mark.slow

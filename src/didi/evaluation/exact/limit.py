@@ -17,8 +17,6 @@ from didi.evaluation.exact.sampler import chain_predictions, sampler_distributio
 from didi.evaluation.exact.states import States
 from didi.sampling.base import Grid, path_alphas, time_grid
 
-MIN_PROB = 1e-6  # smallest initial probability of a token; a logit of -inf has no gradient
-
 
 @dataclass(frozen=True)
 class Limit:
@@ -51,14 +49,15 @@ def minimal_divergence(
         grid: spacing of the times, for the log-linear schedule.
 
     Raises:
-        UsageError: ``num_moves`` or ``steps`` is below 1, or there are too many states.
+        UsageError: ``num_moves`` or ``steps`` is below 1, there are too many states, or a transition of the chain has
+            probability 0.
     """
     if steps < 1:
         raise UsageError(f"steps is 1 or more; got {steps}")
     states, alphas = States(chain.num_symbols, length), path_alphas(LogLinear(), time_grid(num_moves, grid))
     teacher = chain_predictions(chain, states)
     log_q = chain.log_likelihood(states.clean)
-    table = teacher.clamp_min(MIN_PROB).log().requires_grad_(True)
+    table = teacher.log().requires_grad_(True)
     optimizer = torch.optim.Adam([table], lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(steps):

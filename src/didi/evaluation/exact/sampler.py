@@ -112,7 +112,15 @@ def chain_predictions(chain: MarkovChain, states: States) -> Table:
     Args:
         chain: distribution of clean sequences.
         states: states over the chain's symbols.
+
+    Raises:
+        UsageError: a transition of the chain has probability 0.
     """
+    if not bool((chain.transition > 0).all()):
+        raise UsageError(
+            "a state of probability 0 has no posterior, so every transition has a positive probability; got a minimum "
+            f"of {float(chain.transition.min())}: use a chain with a positive floor"
+        )
     emitted = torch.cat([torch.eye(chain.num_symbols), torch.ones(1, chain.num_symbols)]).double()[states.tokens]
     forward, backward = [chain.stationary * emitted[:, 0]], [torch.ones_like(emitted[:, 0])]
     for position in range(1, states.length):
