@@ -1,3 +1,5 @@
+"""A checkpoint in the layout of MDLM gives the logits of the public code; damaged ones are refused with their keys."""
+
 from pathlib import Path
 
 import pytest
