@@ -40,7 +40,7 @@ def test_a_sequence_of_masks_only_has_finite_logits(network):
 
 @pytest.mark.parametrize("output", ["sequence", "token"])
 @torch.no_grad()
-def test_a_discriminator_reads_each_sequence_alone(network, canvas, make_discriminator, output):
+def test_discriminator_logits_equal_those_of_each_sequence_alone(network, canvas, make_discriminator, output):
     discriminator = make_discriminator(network, output=output)
     assert not discriminator.is_time_conditioned
     copied, given = discriminator.trunk.state_dict(), network.state_dict()

@@ -63,7 +63,7 @@ def test_the_head_reads_each_position_once_and_the_first_trunk_pass_is_one_row(e
     assert len(read[0]) > 1
 
 
-def test_a_move_that_reveals_nothing_costs_no_pass(enumerated, tabular, draw):
+def test_a_move_that_reveals_nothing_needs_no_pass(enumerated, tabular, draw):
     denoiser = tabular(enumerated.table)
     steps, _ = draw(Ancestral(denoiser, LOG_LINEAR), num=1, nfe=64)
     for step in steps:

@@ -103,14 +103,14 @@ def test_best_takes_the_candidate_of_the_lowest_log_ratio(enumerated, tabular, l
         assert (ratios.amax(1) > ratios.amin(1)).any()
 
 
-def test_re_ranking_reads_the_noise_of_the_state_it_moves_to(enumerated, tabular, linear_discriminator, draw):
+def test_re_ranking_reads_the_noise_level_of_the_state_after_the_move(enumerated, tabular, linear_discriminator, draw):
     discriminator = linear_discriminator(SCORES)
     draw(Guided(tabular(enumerated.table), LOG_LINEAR, discriminator, Guidance(tilted_fraction=0.0)), num=20, nfe=2)
     for (_, sigma), level in zip(discriminator.inputs, (-torch.tensor([0.5, 1.0]).log()), strict=True):
         torch.testing.assert_close(sigma, level.expand_as(sigma))
 
 
-def test_tilting_reads_the_noise_of_the_state_it_moves_from(enumerated, tabular, linear_discriminator, draw):
+def test_tilting_reads_the_noise_level_of_the_state_before_the_move(enumerated, tabular, linear_discriminator, draw):
     for is_time_conditioned in (True, False):
         discriminator = linear_discriminator(SCORES, is_time_conditioned=is_time_conditioned)
         draw(Guided(tabular(enumerated.table), LOG_LINEAR, discriminator, Guidance(tilted_fraction=1.0)), num=20, nfe=2)

@@ -71,7 +71,7 @@ def test_the_noise_of_a_sequence_does_not_depend_on_the_batch(bundle):
     assert not torch.equal(didi.generate(bundle, num_samples=7, seed=4).tokens, whole)
 
 
-def test_a_sample_costs_one_pass_in_one_move(bundle):
+def test_a_sample_needs_one_pass_in_one_move(bundle):
     (move,) = didi.stream(bundle, num_samples=5)
     assert (move.number, move.t, move.network_passes.tolist()) == (1, 0.0, [1] * 5)
     assert move.is_changed.all()
@@ -79,7 +79,7 @@ def test_a_sample_costs_one_pass_in_one_move(bundle):
     assert (drawn.nfe, drawn.sampler) == (1, "one-step")
 
 
-def test_given_tokens_stand_in_the_initial_state(bundle, monkeypatch):
+def test_the_initial_state_contains_the_given_tokens(bundle, monkeypatch):
     tokens = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 0]])
     is_free = torch.tensor([[False, True, True], [True, True, False], [False, False, False]])
     canvas, inputs = Canvas.given(tokens, is_free), []

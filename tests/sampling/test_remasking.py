@@ -72,7 +72,7 @@ def test_many_remasking_moves_of_the_exact_posterior_give_the_data_distribution(
     assert chi_square(drawn, enumerated.data_probs) < 1e-6
 
 
-def test_prompts_stay(enumerated, tabular, canvas_of):
+def test_prompts_are_kept(enumerated, tabular, canvas_of):
     z = torch.tensor([[1, enumerated.MASK], [2, 0]])
     sampler = RemaskingSampler(tabular(enumerated.table), LOG_LINEAR, Remasking("rescale", 1.0))
     for step in sampler(canvas_of(z), time_grid(16), SequenceNoise(0, range(2))):
