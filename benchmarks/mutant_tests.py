@@ -49,7 +49,12 @@ TESTS = {
         POSITIONWISE,
         RECORDS,
     ],
-    "didi/diffusion/uniform": [f"{DIFFUSION}test_process.py", f"{DIFFUSION}test_uniform.py", RECORDS],
+    "didi/diffusion/uniform": [
+        f"{DIFFUSION}test_process.py",
+        f"{DIFFUSION}test_uniform.py",
+        f"{DIFFUSION}test_score_bound.py",
+        RECORDS,
+    ],
     "didi/diffusion/uniform_moves": [
         f"{DIFFUSION}test_uniform_moves.py",
         f"{SAMPLING}test_uniform_ancestral.py",

@@ -100,7 +100,7 @@ def test_corruption_follows_the_forward_kernel(schedule, chi_square):
     assert chi_square(z[:, 0] * 4 + z[:, 1], probs) > 1e-3
 
 
-def test_masked_positions_grow_with_time_up_to_all_at_zero_signal():
+def test_the_set_of_masked_positions_grows_from_none_to_all_as_alpha_falls_from_1_to_0():
     uniforms = torch.rand(50, 8, dtype=torch.float64, generator=named_generator("grow"))
     masked = [is_masked_at(uniforms, torch.full((50,), alpha, dtype=torch.float64)) for alpha in (1, 0.7, 0.2, 0)]
     assert [mask.double().mean().item() for mask in (masked[0], masked[-1])] == [0, 1]
@@ -111,7 +111,7 @@ def test_masked_positions_grow_with_time_up_to_all_at_zero_signal():
 
 def test_subs_keeps_visible_tokens_and_gives_the_mask_no_mass():
     logits = torch.randn(1, 3, 4, generator=named_generator("subs"))
-    logits[..., MASK] = 50  # the network's logit of the mask must not count
+    logits[..., MASK] = 50  # the network's logit of the mask is ignored
     log_probs = subs_log_probs(logits, torch.tensor([[MASK, 1, MASK]]), MASK)
     assert log_probs[0, 1].exp().tolist() == [0, 1, 0, 0]
     for position in (0, 2):
@@ -157,17 +157,17 @@ def expected_nelbo(x, log_probs_of, weight, alpha):
 
 def integral_nelbo(x, log_probs_of, schedule, num_times):
     """Integral over t in [0, 1] by Gauss-Legendre quadrature."""
-    nodes, shares = (torch.from_numpy(values) / 2 for values in np.polynomial.legendre.leggauss(num_times))
+    nodes, node_weights = (torch.from_numpy(values) / 2 for values in np.polynomial.legendre.leggauss(num_times))
     t = 0.5 + nodes
     values = [
         expected_nelbo(x, log_probs_of, weight, alpha)
         for weight, alpha in zip(nelbo_weight(schedule, t), schedule.alpha(t), strict=True)
     ]
-    return (shares * torch.stack(values)).sum()
+    return (node_weights * torch.stack(values)).sum()
 
 
-# The integrand is a polynomial in t, a trigonometric one, and for the geometric schedule a steep function whose ends
-# alpha = 1 - 1e-5 and 2e-9 cut a share of 1e-5 off the integral.
+# The integrand is a polynomial in t, a trigonometric polynomial, and for the geometric schedule a steep function. The
+# geometric schedule runs from alpha = 1 - 1e-5 to 2e-9 only, which leaves out about 1e-5 of the integral.
 @pytest.mark.parametrize(
     ("name", "num_times", "tolerance"), [("log-linear", 4, 1e-12), ("cosine", 12, 1e-12), ("geometric", 48, 1e-4)]
 )

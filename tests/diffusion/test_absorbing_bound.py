@@ -1,4 +1,4 @@
-"""Details of masking that mutation testing reported as untested: edge cases of masks, times of the corrupted states."""
+"""Edge cases of masking, and the masks and times of the corrupted states that estimate the bound."""
 
 import dataclasses
 

@@ -1,3 +1,5 @@
+"""Draws from categorical distributions at every precision, entropies and divergences."""
+
 import math
 
 import pytest
@@ -10,7 +12,7 @@ from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 
 PROBS = torch.tensor([0.4, 0.0, 0.1, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
-LARGEST = 1 - 2**-53  # greatest float64 that torch.rand gives
+LARGEST = 1 - 2**-53  # largest float64 that torch.rand returns
 
 
 def random_log_probs(*shape, seed=0):
@@ -35,7 +37,7 @@ def test_draws_follow_the_probabilities_and_never_give_impossible_tokens(draw, d
     assert chi_square(draw(20_000, dtype), PROBS) > 1e-3
 
 
-def test_inversion_gives_each_token_a_slice_as_wide_as_its_probability():
+def test_inversion_gives_each_token_an_interval_as_long_as_its_probability():
     edges = torch.tensor([0, 0.4, 0.5, 0.8, 0.95, 1], dtype=torch.float64)
     inner = torch.cat([edges[:-1] + 1e-9, edges[1:] - 1e-9])
     expected = torch.tensor([0, 2, 3, 4, 5]).repeat(2)
@@ -59,18 +61,18 @@ def test_unnormalised_logits_are_allowed(shift):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["of float64", "of float32 logits"])
 def test_float64_keeps_a_tail_of_1e_12_and_float32_loses_it(dtype):
-    # The rarest token is last: float32 has no number between 1 - 6e-8 and 1 that could stand for it.
+    # The rarest token is last: its interval lies between 1 - 6e-8 and 1, where float32 has no number.
     log_probs = torch.tensor([[math.log1p(-1e-12), math.log(1e-12)]], dtype=dtype).expand(3, -1)
     uniforms = torch.tensor([1 - 2e-12, 1 - 0.5e-12, LARGEST], dtype=torch.float64)
     assert sample_categorical(log_probs, uniforms).tolist() == [0, 1, 1]
-    # As the first token it keeps its slice [0, 1e-12) as well.
+    # As the first token it keeps its interval [0, 1e-12) as well.
     assert sample_categorical(log_probs.flip(1), 1 - uniforms).tolist() == [1, 0, 0]
     largest = torch.tensor([1 - 2**-24] * 3, dtype=torch.float32)
     assert sample_categorical(log_probs, largest).tolist() == [0, 0, 0]
 
 
 def test_gumbel_noise_is_bounded_in_float32_and_loses_rare_tokens():
-    # The noise spans (-3.2, 16.7) at most, so a gap of 20 nats is never bridged, though its probability is 2e-9.
+    # In float32 the noise lies in (-3.2, 16.7), so a token 20 nats less likely is never drawn; its probability is 2e-9.
     log_probs = torch.tensor([[0.0, -20.0]], dtype=torch.float64)
     for dtype, is_drawn in ((torch.float32, False), (torch.float64, True)):
         largest = 1 - torch.finfo(dtype).eps / 2 - (0 if dtype == torch.float32 else 2e-10)
@@ -141,7 +143,8 @@ def test_weights_of_half_precision_logits_are_computed_in_float32():
 @pytest.mark.parametrize(("num_elements", "sizes"), [(20, [2, 2, 1]), (3, [1] * 5), (70, [5])])
 def test_cumulative_distributions_are_computed_in_chunks(monkeypatch, num_elements, sizes):
     assert categorical.CHUNK_ELEMENTS * 8 == 128 * 2**20  # bytes in float64
-    log_probs, uniforms = random_log_probs(5, 7), torch.rand(5, dtype=torch.float64)
+    log_probs = random_log_probs(5, 7)
+    uniforms = torch.rand(5, dtype=torch.float64, generator=named_generator("chunks"))
     expected, draw, chunk_sizes = sample_categorical(log_probs, uniforms), categorical._draw_from_log_probs, []
     monkeypatch.setattr(categorical, "CHUNK_ELEMENTS", num_elements)
     monkeypatch.setattr(

@@ -1,3 +1,5 @@
+"""Masks of a given size: rounding of sizes, and the choice of positions."""
+
 import torch
 
 from didi.diffusion.fixed_masks import mask_sizes, masks_of_size
@@ -9,7 +11,7 @@ def test_sizes_are_rounded_and_between_one_and_the_number_of_free_positions():
     assert mask_sizes(0.5, torch.tensor([1, 4, 7])).tolist() == [1, 2, 4]
 
 
-def test_masks_are_at_the_free_positions_with_the_smallest_numbers():
+def test_the_free_positions_with_the_smallest_uniform_numbers_are_masked():
     uniforms = torch.tensor([[0.5, 0.1, 0.3, 0.2], [0.9, 0.8, 0.0, 0.7], [0.4, 0.3, 0.2, 0.1]])
     is_free = torch.tensor([[True, True, True, True], [True, True, False, True], [False, False, False, False]])
     masks = masks_of_size(torch.tensor([2, 2, 0]), uniforms, is_free)

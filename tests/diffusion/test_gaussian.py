@@ -1,4 +1,4 @@
-"""The argmax of Gaussian diffusion on one-hot vectors, against scipy's quadrature and counts of draws."""
+"""Uniform-state diffusion as the argmax of Gaussian diffusion on one-hot vectors, against quadrature and draws."""
 
 import math
 
@@ -26,7 +26,7 @@ GAMMAS = torch.linspace(-6, 4, 11, dtype=torch.float64)
 
 
 def alpha_by_scipy(gamma, num):
-    """T of the paper, the probability that the clean entry is the largest, rescaled."""
+    """The diffusion transformation operator T of the paper: P(the clean entry is the largest), rescaled to [0, 1]."""
     ratio = math.exp(-gamma / 2)
     mass, _ = quad(
         lambda z: norm.pdf(z, loc=ratio) * np.exp((num - 1) * log_ndtr(z)), ratio - 10, ratio + 10,
@@ -105,7 +105,7 @@ def test_latents_are_the_scaled_token_plus_the_scaled_noise():
     assert torch.equal(noise, copy)
 
 
-def test_less_noise_restores_tokens_and_keeps_clean_ones():
+def test_with_less_noise_more_tokens_are_clean_and_clean_tokens_stay_clean():
     """With the same noise, a token that is clean at the later time is clean at the earlier one."""
     x0 = torch.randint(6, (64, 8), generator=named_generator("x0"))
     noise = torch.randn(64, 8, 6, generator=named_generator("shared"))
@@ -149,6 +149,6 @@ def test_the_schedule_is_linear_in_gamma_between_its_ends():
         ((1, 0.0, 1.0), "2 symbols or more; got 1"),
     ],
 )
-def test_an_empty_range_is_refused(arguments, message):
+def test_an_empty_range_of_gamma_and_a_single_symbol_are_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         GaussianSchedule(*arguments)

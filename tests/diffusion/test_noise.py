@@ -1,3 +1,5 @@
+"""Seeds and random streams: their dependence on names, seeds and sequence indices, not on the batch."""
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def test_a_sequence_that_does_not_draw_keeps_its_place_in_its_stream():
     assert torch.equal(then_all, torch.stack([second[0], first[1], second[2]]))
 
 
-def test_other_seeds_give_other_streams():
+def test_different_seeds_give_different_streams():
     assert not torch.equal(SequenceNoise(0, [0]).uniforms(3), SequenceNoise(1, [0]).uniforms(3))
     assert len(SequenceNoise(0, [4, 5])) == 2
 

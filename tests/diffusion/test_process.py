@@ -1,4 +1,4 @@
-"""The contract of a process: coupled corruptions, posterior, unbiased bound; enumerated on K = 3 symbols."""
+"""What a diffusion process provides: nested corruptions, posterior and unbiased bound, enumerated for K = 3 symbols."""
 
 import itertools
 import math
@@ -85,7 +85,7 @@ def test_the_posterior_follows_eq_2(process):
 
 @pytest.mark.parametrize("make", [lambda schedule: Absorbing(MASK, schedule), lambda schedule: Uniform(4, schedule)])
 @pytest.mark.parametrize("name", ["log-linear", "cosine", "geometric"])
-def test_a_noise_level_is_float32_or_none(make, name):
+def test_only_a_network_conditioned_on_time_gets_a_noise_level_in_float32(make, name):
     process = make(schedule_from_name(name))
     t = times(0.1, 0.5, 0.9)
     level = process.noise_level(SimpleNamespace(is_time_conditioned=True), t)
@@ -168,6 +168,6 @@ def test_unknown_processes_are_refused():
         find_process("gaussian")
 
 
-def test_a_masked_process_takes_the_mask_of_its_tokenizer(process):
+def test_a_masked_process_has_the_mask_of_its_tokenizer(process):
     assert Absorbing.of_tokenizer(9, MASK, process.schedule) == process
     assert process.num_symbols(9) == 9

@@ -1,3 +1,5 @@
+"""Noise schedules, their NELBO weights, time densities and low-discrepancy times."""
+
 import math
 
 import pytest
@@ -61,7 +63,9 @@ def test_sigma_is_the_total_noise_up_to_its_bound(schedule):
     t = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
     actual = sigma(schedule, t)
     torch.testing.assert_close((-actual[:2]).exp(), schedule.alpha(t[:2]))
-    assert actual[2] == pytest.approx(-math.log(float(schedule.alpha(t[2])) or 1e-3))  # 20 for the geometric schedule
+    assert actual[2] == pytest.approx(
+        -math.log(float(schedule.alpha(t[2])) or 1e-3)
+    )  # the bound 1e-3 where alpha is 0; 20 nats for the geometric schedule
 
 
 def test_time_weights_lie_within_their_bounds(schedule):
@@ -102,7 +106,7 @@ def test_sampled_times_follow_their_density(a, b, chi_square):
     assert times.dtype == torch.float64
     grid = (torch.arange(8000, dtype=torch.float64) + 0.5) / 8000
     slices = density.density(grid).view(8, 1000).mean(1)
-    # Slices in which Beta(2, 5) or Beta(5, 2) expects under 5 draws are joined to their neighbour.
+    # The first and the last interval, with under 5 expected draws of Beta(2, 5) or Beta(5, 2), join their neighbours.
     number = (times * 8).long()
     joined = torch.zeros(7, dtype=torch.float64).index_add(0, torch.arange(8).clamp(1, 6), slices)
     assert chi_square(number.clamp(1, 6), joined) > 1e-3
@@ -115,7 +119,7 @@ def test_a_density_with_a_parameter_that_is_not_positive_is_refused(a, b):
 
 
 @pytest.mark.parametrize("num", [1, 7, 64])
-def test_low_discrepancy_times_are_one_in_each_slice(num):
+def test_each_of_n_equal_intervals_has_one_low_discrepancy_time(num):
     t_min = 0.1
     times = low_discrepancy_times(num, named_generator("low", num), t_min=t_min)
     assert sorted(((times - t_min) / (1 - t_min) * num).long().tolist()) == list(range(num))
@@ -129,13 +133,13 @@ def test_each_low_discrepancy_time_is_uniform(chi_square):
 
 
 @pytest.mark.parametrize("name", ["log-linear", "cosine", "geometric"])
-def test_the_time_of_a_signal_rate_inverts_the_schedule(name):
+def test_time_at_inverts_the_schedule(name):
     schedule = schedule_from_name(name)
     t = torch.linspace(0.3, 0.95, 14, dtype=torch.float64)  # where the geometric schedule is not flat
     torch.testing.assert_close(time_at(schedule, schedule.alpha(t)), t, atol=1e-9, rtol=0)
 
 
-def test_defaults():
+def test_schedules_and_times_have_the_documented_defaults():
     assert Geometric() == Geometric(beta_min=1e-5, beta_max=20.0)
     assert TimeDensity() == TimeDensity(1.0, 1.0)
     generator = named_generator("default")

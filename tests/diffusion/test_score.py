@@ -1,4 +1,4 @@
-"""Score parametrisation (SEDD) against the parametrisation by x0, enumerated on three symbols."""
+"""Score networks (SEDD) against networks that predict x0, enumerated for three symbols."""
 
 import math
 from types import SimpleNamespace
@@ -131,7 +131,7 @@ def test_score_entropy_follows_its_definition():
 def test_euler_steps_approach_analytic_ones(t):
     z = torch.tensor([0, 1, 2, 2])
     masks = torch.full((4,), MASK)
-    absorbing = ScoreAbsorbing(MASK, schedule_from_name("cosine"))  # with the log-linear schedule both steps are equal
+    absorbing = ScoreAbsorbing(MASK, schedule_from_name("cosine"))  # log-linear: both steps are equal
     for process, state, size in ((ScoreUniform(NUM), z, NUM), (absorbing, masks, NUM + 1)):
         logits, errors = logits_of(4, size), []
         for step in (1e-2, 1e-3):
@@ -155,7 +155,7 @@ def test_weights_are_never_negative_and_the_last_step_leaves_no_mask():
         assert (weights >= 0).all()
         assert weights.sum() > 0
     assert ScoreAbsorbing(MASK).reverse_weights(-logits, z, 0.1, 1.0)[0, MASK] == 0
-    # g sums to 0.75, so the mask is revealed with 0.75 times the probability of 0.4.
+    # The scores of the tokens, exp(logit) / 3, sum to 0.75, so a mask is revealed with probability 0.75 * 0.4.
     three_quarters = torch.full((1, 4), math.log(0.75), dtype=torch.float64)
     assert float(ScoreAbsorbing(MASK).reverse_weights(three_quarters, z, 0.0, 0.4)[0, MASK]) == pytest.approx(0.7)
 
@@ -169,14 +169,14 @@ def test_the_bound_includes_the_divergence_from_the_prior():
     assert Uniform(NUM, EPS).prior_divergence() == drawn.prior_divergence
 
 
-def test_a_schedule_that_ends_at_0_and_a_distribution_of_x0_are_refused():
+def test_a_schedule_that_ends_at_0_and_log_probabilities_of_a_score_network_are_refused():
     with pytest.raises(UsageError, match="ends above 0; cosine ends at 0: set schedule to log-linear-eps"):
         ScoreUniform(NUM, schedule_from_name("cosine"))
     with pytest.raises(UsageError, match="give scores"):
         ScoreUniform(NUM).log_probs(torch.zeros(1, NUM))
 
 
-def test_scores_of_any_size_give_weights():
+def test_scores_of_any_magnitude_give_finite_weights():
     z = torch.tensor([1])
     for logits in (torch.tensor([[100.0, 0.0, -100.0, 0.0]]), torch.tensor([[-90.0, 60.0, -90.0, -90.0]])):
         for process in (ScoreUniform(4), ScoreAbsorbing(MASK)):

@@ -61,18 +61,18 @@ def losses(process, x0, z, t, logits):
 def integrated_loss(process, logits_at):
     """Expected loss over data, states and times, by Gauss-Legendre quadrature in the square root of 1 - alpha."""
     last = (1 - float(process.schedule.alpha(torch.ones((), dtype=torch.float64)))) ** 0.5
-    nodes, shares = np.polynomial.legendre.leggauss(32)
+    nodes, node_weights = np.polynomial.legendre.leggauss(32)
     states = torch.tensor(list(itertools.product(range(NUM + (process.mask_id is not None)), repeat=2)))
     x0, z = (tensor.flatten(0, 1) for tensor in torch.broadcast_tensors(CLEAN[:, None], states[None]))
     total = process.elbo_draws(Canvas.blank(1, 2), 1, [named_generator("prior")]).prior_divergence * 2
-    for node, share in zip(nodes, shares, strict=True):
+    for node, node_weight in zip(nodes, node_weights, strict=True):
         root = last * (node + 1) / 2
         alpha = 1 - root**2
         t = torch.full((len(z),), (1 - alpha) / (last**2), dtype=torch.float64)  # both schedules are linear
         rates = kernel(process, alpha)
         chance = DATA.repeat_interleave(len(states)) * rates[x0[:, 0], z[:, 0]] * rates[x0[:, 1], z[:, 1]]
         value = (chance * losses(process, x0, z, t, logits_at(process, z, alpha))).sum()
-        total += share * last / 2 * float(value * process.loss_weight(t[0]) * 2 * root / last**2)
+        total += node_weight * last / 2 * float(value * process.loss_weight(t[0]) * 2 * root / last**2)
     return total
 
 
@@ -87,7 +87,7 @@ def wrong_logits(process, z, alpha):
     return table[z[:, 0] * width + z[:, 1]]
 
 
-def test_the_divergence_from_the_prior_counts_for_each_free_position(process):
+def test_the_bound_includes_the_divergence_from_the_prior_once_for_each_free_position(process):
     class Constant:
         vocab_size, mask_id, length, is_time_conditioned = NUM + (process.mask_id is not None), None, 2, True
 
@@ -102,12 +102,10 @@ def test_the_divergence_from_the_prior_counts_for_each_free_position(process):
     drawn = process.elbo_draws(canvas, 8, [named_generator("constant", row) for row in range(4)])
     copies = canvas.repeat_interleave(8)
     logits = torch.zeros(int(process.is_predicted(drawn.z).sum()), NUM + (process.mask_id is not None))
-    terms = (
-        torch.where(copies.is_free, process.loss_terms(logits, copies.tokens, drawn.z, drawn.t), 0.0).double().sum(1)
-    )
-    expected = (terms * drawn.weight).view(4, 8) + drawn.prior_divergence * torch.tensor(
-        [[2.0], [1.0], [1.0], [0.0]]
-    ).double()
+    token_terms = process.loss_terms(logits, copies.tokens, drawn.z, drawn.t)
+    terms = torch.where(copies.is_free, token_terms, 0.0).double().sum(1)
+    num_free = torch.tensor([[2.0], [1.0], [1.0], [0.0]]).double()
+    expected = (terms * drawn.weight).view(4, 8) + drawn.prior_divergence * num_free
     torch.testing.assert_close(nelbo_draws(Constant(), process, canvas, 8, generators), expected)
     assert (drawn.prior_divergence > 0) == (process.schedule == EPS)
 

@@ -16,7 +16,7 @@ def logits():
 
 
 def posterior(logits, alpha_t, alpha_s):
-    """Rows of the state i and columns of the next token j, for predictions that differ by state."""
+    """Probabilities of the next token, [state, token]; row i of the logits is the prediction in state i."""
     weights = Uniform(NUM).reverse_weights(logits, torch.arange(NUM), alpha_t, alpha_s)
     return weights / weights.sum(-1, keepdim=True)
 
@@ -47,7 +47,7 @@ def test_draws_follow_the_posterior(logits, alpha_t, alpha_s):
         assert ((counts - num * probs).abs() <= 4 * error + 1).all()
 
 
-def test_the_largest_number_draws_a_token_of_positive_probability(logits):
+def test_the_largest_uniform_number_draws_a_token_of_positive_probability(logits):
     """Rounding can make the number of the prediction 1, and the last tokens have probability 0, as with top-p."""
     num = 1000
     log_probs = logits[:1].index_fill(1, torch.tensor([3, 4]), -torch.inf).log_softmax(-1).expand(num, -1)

@@ -1,3 +1,5 @@
+"""A bundle with a network of every role, folders in which it is saved, and padded proteins."""
+
 import shutil
 from pathlib import Path
 
@@ -18,6 +20,7 @@ TOKENS = {"a": 0, "b": 1, "[MASK]": 3, "c": 2}
 
 @pytest.fixture(scope="module")
 def bundle(make_dit, make_discriminator):
+    """A bundle with random networks in all roles."""
     teacher = make_dit(seed=1)
     return Bundle(
         student=make_dit(seed=2, is_time_conditioned=True),
@@ -42,6 +45,7 @@ def bundle(make_dit, make_discriminator):
 
 @pytest.fixture(scope="module")
 def saved(bundle, tmp_path_factory):
+    """The folder of the bundle; no test changes it."""
     return save(bundle, tmp_path_factory.mktemp("saved") / "deep" / "bundle")
 
 

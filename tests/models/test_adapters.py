@@ -1,3 +1,5 @@
+"""LoRA adapters of students and discriminators: trained and shared weights, merging and copies."""
+
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ def trained_parameters(network):
 
 
 def storages(network):
+    """Addresses of all parameters; networks that share weights have common addresses."""
     return {parameter.data_ptr() for parameter in network.parameters()}
 
 
@@ -53,7 +56,7 @@ def test_a_discriminator_trains_its_head_and_adapters_of_the_last_blocks(teacher
     assert discriminator(ids, SIGMA).isfinite().all()
 
 
-def test_merging_gives_a_network_without_adapters_and_the_same_outputs(teacher, ids, randomise):
+def test_merging_gives_a_network_without_adapters_and_the_same_outputs(teacher, ids):
     student = copy_sharing_frozen(teacher)
     assert merged(student) is student
     adapt(student, 2)

@@ -1,4 +1,7 @@
+"""The autoregressive network: likelihoods, sampling, storage in a bundle, and what is refused."""
+
 import json
+import sys
 
 import pytest
 import torch
@@ -42,7 +45,7 @@ def test_a_token_is_predicted_from_earlier_tokens_only(network):
 
 
 @torch.no_grad()
-def test_the_cache_changes_no_logit(network):
+def test_logits_with_the_cache_equal_those_without(network):
     from transformers import DynamicCache
 
     tokens = torch.tensor([[MASK, 1, 2, 3, 0], [MASK, 5, 4, 0, 1]])
@@ -56,22 +59,16 @@ def test_the_cache_changes_no_logit(network):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_samples_follow_the_exact_distribution(network):
-    num = 8000
-    bundle = Bundle(autoregressive=network)
-    drawn = generate(bundle, num_samples=num, length=2, seed=3, batch_size=500)
+def test_samples_follow_the_exact_distribution(network, chi_square):
+    drawn = generate(Bundle(autoregressive=network), num_samples=8000, length=2, seed=3, batch_size=500)
     assert drawn.nfe == 2
     assert drawn.network_passes.unique().tolist() == [2]
-    pairs = all_sequences(2)
-    expected = network.nll(pairs).double().sum(1).neg().exp() * num
-    observed = torch.bincount(drawn.tokens @ torch.tensor([MASK, 1]), minlength=MASK**2).double()
-    statistic = float(((observed - expected).square() / expected).sum())
-    assert expected.min() > 5
-    assert statistic < 66.6  # the 99.9% point of chi-square with 35 degrees of freedom
+    expected = network.nll(all_sequences(2)).double().sum(1).neg().exp()
+    assert chi_square(drawn.tokens @ torch.tensor([MASK, 1]), expected) > 1e-3
 
 
 @pytest.mark.slow
-def test_samples_do_not_depend_on_the_batch_split(network):
+def test_samples_do_not_depend_on_the_batch_size(network):
     bundle = Bundle(autoregressive=network)
     whole = generate(bundle, num_samples=6, seed=1, batch_size=6).tokens
     assert torch.equal(whole, generate(bundle, num_samples=6, seed=1, batch_size=1).tokens)
@@ -85,7 +82,7 @@ def test_a_low_temperature_takes_the_most_probable_token(network):
     assert torch.equal(logits.argmax(-1), drawn)
 
 
-def test_unsupported_use_is_refused_in_one_line(network):
+def test_unsupported_settings_are_refused(network):
     bundle = Bundle(autoregressive=network)
     for wrong in ({"sampler": "guided"}, {"precision": "float32"}):
         with pytest.raises(UsageError, match="ancestral sampling in float64"):
@@ -169,7 +166,7 @@ def test_sequences_are_scored_in_parts_that_fit_in_memory(network, maskless, mon
             assert sizes == [11]
 
 
-def test_a_bundle_keeps_the_network(network, tmp_path):
+def test_a_saved_bundle_is_loaded_with_the_network(network, tmp_path):
     save(Bundle(autoregressive=network), tmp_path / "bundle")
     loaded = load(tmp_path / "bundle")
     tokens = torch.tensor([[0, 1, 2, 3, 4]])
@@ -178,8 +175,6 @@ def test_a_bundle_keeps_the_network(network, tmp_path):
 
 
 def test_a_missing_library_is_reported_in_one_line(network, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(DidiError, match=r"pip install '.\[eval\]'"):
         AutoregressiveLM(network.config)

@@ -6,13 +6,13 @@ import torch
 from didi.errors import UsageError
 from didi.models.bert import Bert, BertConfig
 from didi.models.bert_layout import SYMBOLS, VOCABULARY, antiberty_from_state_dict
+from didi.models.discriminator import num_parameters
 from didi.models.networks import without_weights
 from didi.models.proteins import ALPHABET, MASK_ID, RESIDUES
 
 transformers = pytest.importorskip("transformers")
 
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
-LENGTHS = [12, 7, 3, 12]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 IDS = [ALPHABET.index(residue) for residue in RESIDUES]
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
@@ -45,7 +45,7 @@ def model():
     return model
 
 
-def public(model):
+def public_state_dict(model):
     """The tensors of a checkpoint of AntiBERTy, which has a pooler and three heads that logits do not depend on."""
     heads = {
         f"cls.{name}.{kind}": torch.ones(2) for name in ("species", "chain", "graft") for kind in ("weight", "bias")
@@ -56,10 +56,10 @@ def public(model):
 
 @pytest.fixture(scope="module")
 def network(model):
-    return antiberty_from_state_dict(public(model), settings_of())
+    return antiberty_from_state_dict(public_state_dict(model), settings_of())
 
 
-def test_symbols_are_those_of_the_same_name():
+def test_each_symbol_has_the_symbol_of_antiberty_with_the_same_name():
     assert len(VOCABULARY) == 25
     by_name = {ALPHABET[number]: VOCABULARY[symbol] for number, symbol in enumerate(SYMBOLS)}
     assert {name: by_name[name] for name in RESIDUES} == {name: name for name in RESIDUES}
@@ -73,9 +73,9 @@ def test_logits_equal_those_of_transformers_with_padding(model, network, canvas)
     expected = model(torch.tensor(SYMBOLS)[canvas.tokens], attention_mask=canvas.is_real.long()).logits
     logits = network(canvas.tokens, None, canvas.attention_mask)
     residues = torch.tensor(IDS)
-    theirs = expected[..., [VOCABULARY.index(residue) for residue in RESIDUES]]
-    assert (logits[..., residues] - theirs)[canvas.is_real].abs().max() < 1e-4
-    assert theirs.std() > 0.1
+    expected = expected[..., [VOCABULARY.index(residue) for residue in RESIDUES]]
+    assert (logits[..., residues] - expected)[canvas.is_real].abs().max() < 1e-4
+    assert expected.std() > 0.1
     is_drawn = torch.zeros(33, dtype=torch.bool)
     is_drawn[residues] = True
     assert (logits[..., ~is_drawn] == -torch.inf).all()
@@ -83,16 +83,16 @@ def test_logits_equal_those_of_transformers_with_padding(model, network, canvas)
     torch.testing.assert_close(network(one_hot, None, canvas.attention_mask), logits, **CLOSE)
 
 
-def test_the_number_of_parameters_is_that_of_antiberty_in_33_symbols():
+def test_the_number_of_parameters_is_that_of_antiberty_with_33_symbols():
     config = {k: v for k, v in settings_of(
         hidden_size=512, num_hidden_layers=8, num_attention_heads=8, intermediate_size=2048,
         max_position_embeddings=512,
     ).items() if k != "model_type"}  # fmt: skip
     with torch.device("meta"):
-        theirs = sum(p.numel() for p in transformers.BertForMaskedLM(transformers.BertConfig(**config)).parameters())
-    ours = sum(p.numel() for p in without_weights(lambda: Bert(BertConfig())).parameters())
-    assert theirs == 25_759_769
-    assert ours == theirs + 8 * 513 - 2 * 512  # eight more symbols with a bias each, no segments
+        num_public = num_parameters(transformers.BertForMaskedLM(transformers.BertConfig(**config)))
+    num_here = num_parameters(without_weights(lambda: Bert(BertConfig())))
+    assert num_public == 25_759_769
+    assert num_here == num_public + 8 * 513 - 2 * 512  # eight more symbols with a bias each, no segments
 
 
 def without(weights, name):
@@ -112,7 +112,7 @@ def without(weights, name):
     ],
 )
 def test_a_wrong_state_dict_is_refused_by_key(model, change, message):
-    weights = {name: value for name, value in public(model).items() if "decoder" not in name}
+    weights = {name: value for name, value in public_state_dict(model).items() if "decoder" not in name}
     with pytest.raises(UsageError, match=message):
         antiberty_from_state_dict(change(weights), settings_of())
 
@@ -134,7 +134,7 @@ def test_a_wrong_state_dict_is_refused_by_key(model, change, message):
 )
 def test_settings_that_contradict_the_weights_are_refused(model, settings, message):
     with pytest.raises(UsageError, match=message):
-        antiberty_from_state_dict(public(model), settings_of(**settings))
+        antiberty_from_state_dict(public_state_dict(model), settings_of(**settings))
 
 
 def test_a_sequence_beyond_the_learned_positions_is_refused(network):

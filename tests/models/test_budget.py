@@ -1,4 +1,4 @@
-"""Networks that read the number of moves of the sampler that uses them."""
+"""Networks that read the budget, the number of moves of the sampler that uses them."""
 
 import copy
 import itertools
@@ -86,7 +86,7 @@ def test_networks_at_a_budget_share_all_weights_with_the_unchanged_original(bund
         for copied in (first, second):
             assert type(copied) is type(network)
             pairs = zip(copied.named_parameters(), network.named_parameters(), strict=True)
-            assert all(a == b and p is q for (a, p), (b, q) in pairs)
+            assert all(name == other_name and value is other for (name, value), (other_name, other) in pairs)
 
 
 @pytest.mark.parametrize("num_moves", [0, -1])
@@ -104,7 +104,7 @@ def test_unconditioned_networks_have_no_new_weights_or_settings(plain, condition
     assert type(plain.config)(**settings) == plain.config
 
 
-def test_frozen_blocks_leave_the_weights_of_the_budget_trained(bundle):
+def test_the_weights_of_the_budget_are_trained_beside_frozen_blocks(bundle):
     discriminator = copy.deepcopy(bundle.discriminator)
     discriminator.train_last_blocks(1)
     parameters = discriminator.named_parameters()
@@ -125,16 +125,16 @@ def test_a_saved_bundle_is_loaded_unchanged(bundle, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("numerics", ["int8", "bfloat16"])
-def test_a_cheaper_network_reads_the_budget(bundle, numerics):
-    cheap = for_inference(bundle, numerics)
+def test_int8_and_bfloat16_networks_read_the_budget(bundle, numerics):
+    low_precision = for_inference(bundle, numerics)
     for role, network in bundle.networks().items():
-        fast = cheap.networks()[role]
+        fast = low_precision.networks()[role]
         for budget in (None, 2, 9):
             exact, approximate = (model.at_budget(budget)(TOKENS, SIGMA) for model in (network, fast))
             assert (approximate - exact).norm() / exact.norm() < 0.1
         first, second = (fast.at_budget(budget)(TOKENS, SIGMA) for budget in (2, 9))
         assert torch.equal(first, second) == (role == "teacher")
-    assert didi.generate(cheap, num_samples=2, nfe=3, sampler="guided").tokens.shape == (2, 6)
+    assert didi.generate(low_precision, num_samples=2, nfe=3, sampler="guided").tokens.shape == (2, 6)
 
 
 def test_a_compiled_network_that_reads_the_budget_is_refused(bundle):

@@ -1,3 +1,5 @@
+"""Bundles: saving and loading, roles, model cards, and the Hub."""
+
 import shutil
 from dataclasses import replace
 
@@ -46,7 +48,7 @@ def test_a_bundle_may_have_any_single_role(bundle, tmp_path, role):
     assert loaded.provenance == {}
 
 
-def test_half_precision_is_for_stored_parameters_only(bundle, tmp_path):
+def test_stored_parameters_are_in_half_precision_but_not_buffers_and_loaded_networks(bundle, tmp_path):
     folder = save(bundle, tmp_path / "half", dtype=torch.bfloat16)
     stored = load_file(folder / "teacher" / "model.safetensors")
     assert stored["vocab_embed.embedding"].dtype == torch.bfloat16
@@ -132,7 +134,7 @@ def test_an_unknown_role_is_refused(bundle, unchecked):
         bundle.denoiser("judge")
 
 
-def test_all_networks_move_together(saved):
+def test_a_bundle_moves_all_networks_to_the_device(saved):
     bundle = load(saved)
     assert bundle.to("meta") is bundle
     for role in ROLES:
@@ -187,14 +189,14 @@ def test_a_pushed_bundle_can_be_loaded(monkeypatch, bundle, tmp_path):
 
 def test_a_refusal_of_the_hub_is_reported_in_one_line(monkeypatch, bundle):
     def refuse(*_, **__):
-        raise PermissionError("401 Unauthorized\nlong story")
+        raise PermissionError("401 Unauthorized\nand a second line")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(DidiError, match=r"the Hub did not accept 'me/mine': 401 Unauthorized$"):
         bundle.push_to_hub("me/mine")
 
 
-def test_a_revision_goes_to_the_hub(monkeypatch, folder):
+def test_the_revision_after_an_at_sign_is_requested_from_the_hub(monkeypatch, folder):
     request = {}
 
     def fetch(repository, **options):

@@ -21,14 +21,14 @@ def manifest_of(folder):
     return yaml.safe_load((folder / "bundle.yaml").read_text())
 
 
-def without_digests(folder):
+def remove_digests(folder):
     manifest = manifest_of(folder)
     del manifest["provenance"]["weights_sha256"]
     (folder / "bundle.yaml").write_text(yaml.safe_dump(manifest))
 
 
 def as_format_1(folder, **changes):
-    """Rewrite the manifest of a bundle in format 1."""
+    """The folder, after its manifest is rewritten in format 1."""
     process = manifest_of(folder)["process"]
     roles = list(manifest_of(folder)["networks"])
     first = {"format_version": 1, "roles": roles, "schedule": process["schedule"], "mask_id": process.get("mask_id")}
@@ -56,7 +56,7 @@ def without_mask(tiny_config, randomise, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["markov", "tiny-news"])
-def test_the_bundled_models_load_whatever_their_format(name):
+def test_bundled_models_are_loaded_with_process_and_provenance(name):
     assert name in bundled_names()
     bundle = load(name)
     assert bundle.process == Absorbing(bundle.network().mask_id, LogLinear())
@@ -85,7 +85,7 @@ def test_a_manifest_of_format_1_is_read(folder):
 def test_a_discriminator_with_the_old_names_of_its_trunk_is_read(folder, is_format_1):
     now = load(folder).discriminator.state_dict()
     file = folder / "discriminator" / "model.safetensors"
-    without_digests(folder)  # older bundles have none
+    remove_digests(folder)  # older bundles have none
     stored = load_file(file)
     assert stored.keys() == now.keys()
     assert {name.split(".")[0] for name in stored} == {"trunk", "output_layer"}

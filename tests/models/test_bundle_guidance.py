@@ -29,7 +29,7 @@ def edit(folder, **changes):
 
 
 @pytest.mark.slow
-def test_a_saved_bundle_is_loaded_with_its_guidance(bundle, folder, tmp_path):
+def test_a_saved_bundle_is_loaded_with_its_guidance(folder, tmp_path):
     assert load(folder).guidance is None
     assert "guidance" not in yaml.safe_load((folder / "bundle.yaml").read_text())
     bundle = load(folder)

@@ -1,3 +1,5 @@
+"""Names of weights in checkpoints: prefixes of wrappers are removed, and the networks of a file are separated."""
+
 import itertools
 
 import pytest
@@ -32,7 +34,7 @@ def test_wrappers_are_removed_from_the_middle(key):
 
 
 @pytest.mark.parametrize("key", ["submodule.weight", "blocks.0.backbone.weight", "my_backbone.weight", "backbone"])
-def test_other_names_are_kept(key):
+def test_names_that_only_resemble_prefixes_are_kept(key):
     assert list(bare_keys({key: torch.ones(1)})) == [key]
 
 

@@ -1,3 +1,5 @@
+"""A checkpoint in the layout of MDLM gives the logits of the public code; damaged ones are refused with their keys."""
+
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,7 @@ def test_the_shape_is_read_from_the_checkpoint(network):
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_the_network_owns_its_weights():
+def test_the_network_has_a_copy_of_the_weights():
     network = dit_from_state_dict(WEIGHTS, NUM_HEADS)
     with torch.no_grad():
         network.vocab_embed.embedding.zero_()
@@ -117,7 +119,7 @@ def test_a_wrong_number_of_heads_shows_in_the_rotary_frequencies():
 @pytest.mark.parametrize(
     ("recipe", "num_parameters"), [("owt-169m", 169_627_218), ("owt-424m", 424_477_010)], ids=["169M", "424M"]
 )
-def test_the_public_sizes_are_read_at_full_size(recipe, num_parameters):
+def test_the_shapes_of_public_checkpoints_are_inferred_at_full_size(recipe, num_parameters):
     shape = PRETRAIN[recipe].network
     with torch.device("meta"):
         config = DiTConfig(

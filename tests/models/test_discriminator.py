@@ -1,3 +1,5 @@
+"""The discriminator: a copy of the teacher's trunk, its head with spectral norm, trained blocks, and scoring."""
+
 from dataclasses import asdict, dataclass
 
 import pytest
@@ -27,7 +29,7 @@ def head_state(discriminator):
     return {name: value.clone() for name, value in discriminator.output_layer.state_dict().items()}
 
 
-def equal(first, second):
+def are_equal(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
@@ -96,12 +98,12 @@ def test_scoring_does_not_change_the_discriminator(make_discriminator, teacher, 
     discriminator = make_discriminator(teacher).train(is_training)
     before = head_state(discriminator)
     first = log_ratio_logits(discriminator, ids, SIGMA)
-    assert equal(before, head_state(discriminator))
+    assert are_equal(before, head_state(discriminator))
     assert discriminator.training == is_training
     assert torch.equal(log_ratio_logits(discriminator, ids, SIGMA), first)
     assert not first.requires_grad
     discriminator.train()(ids, SIGMA)
-    assert not equal(before, head_state(discriminator))  # a pass in training mode does change it
+    assert not are_equal(before, head_state(discriminator))  # a pass in training mode does change it
 
 
 def test_scoring_restores_the_mode_after_an_error(make_discriminator, teacher):
@@ -138,7 +140,7 @@ class PlainShape:
 
 
 class Plain(torch.nn.Module):
-    """A minimal trunk."""
+    """A minimal trunk with the settings of ``PlainShape``."""
 
     is_time_conditioned = False
 

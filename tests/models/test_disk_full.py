@@ -40,7 +40,7 @@ def fill_disk(monkeypatch):
     return make_full
 
 
-def check(caught, folder):
+def assert_reports_full_disk(caught, folder):
     assert str(caught.value) == (
         f"{folder} could not be written (No space left on device); nothing was changed: make room, or choose another "
         "folder"
@@ -55,12 +55,12 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_old_bundle(bundle, fo
     other = Bundle(student=bundle.teacher, tokenizer=bundle.tokenizer)
     with pytest.raises(DidiError) as caught:
         save(other, folder)
-    check(caught, folder)
+    assert_reports_full_disk(caught, folder)
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
     assert torch.equal(load(folder).student.vocab_embed.embedding, before)
     with pytest.raises(DidiError) as caught:
         save(other, folder.with_name("new"))
-    check(caught, folder.with_name("new"))
+    assert_reports_full_disk(caught, folder.with_name("new"))
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
@@ -70,7 +70,7 @@ def test_a_full_disk_is_reported_in_one_line_by_an_export(bundle, tmp_path, fill
     plain = Bundle(teacher=bundle.teacher, tokenizer=bundle.tokenizer)
     with pytest.raises(DidiError) as caught:
         export(plain, tmp_path / "public")
-    check(caught, tmp_path / "public")
+    assert_reports_full_disk(caught, tmp_path / "public")
     assert not list(tmp_path.iterdir())
 
 
@@ -85,7 +85,7 @@ def test_system_errors_of_safetensors_are_reported_in_one_line(bundle, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_below_a_file_is_a_usage_error(bundle, tmp_path):
+def test_a_folder_below_a_file_raises_the_error_of_the_system(bundle, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"ile exists|ot a directory"):  # status 2 in ``apps.terminal``
+    with pytest.raises(OSError, match=r"ile exists|ot a directory"):  # commands end with status 2: ``apps.terminal``
         save(bundle, tmp_path / "file" / "bundle")

@@ -1,9 +1,9 @@
+"""The diffusion transformer: sizes of the paper, noise levels, positions, dropout, precision and local convolution."""
+
 import pytest
 import torch
 
-from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
-from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.models.denoiser import logits_at
 from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
@@ -38,7 +38,7 @@ def test_parameter_counts_match_the_paper(hidden_size, num_blocks, num_heads, nu
 
 
 @torch.no_grad()
-def test_head_of_features_is_forward(network, ids):
+def test_the_head_of_the_features_gives_the_logits_of_a_forward_pass(network, ids):
     sigma = torch.tensor([0.0, 1.0, 3.0])
     features = network.features(ids, sigma)
     assert torch.equal(network.head(features), network(ids, sigma))
@@ -88,7 +88,7 @@ def test_rotary_positions_are_relative(network):
 
 
 @torch.no_grad()
-def test_a_new_denoiser_has_equal_logits(tiny_config):
+def test_all_logits_of_a_new_denoiser_are_zero(tiny_config):
     logits = DiT(tiny_config(vocab_size=7, length=6))(torch.zeros(1, 6, dtype=torch.long))
     assert torch.equal(logits, torch.zeros(1, 6, 7))
 
@@ -113,17 +113,8 @@ def test_norms_stay_in_float32_under_autocast(network, ids):
         handle.remove()
     assert norms == [torch.float32]
     assert low.dtype == torch.bfloat16
-    # bfloat16 has 8 bits: errors of about 1% of logits of size 1, over two blocks.
+    # bfloat16 has 8 significant bits: over two blocks, errors of about 1% of logits of size 1.
     torch.testing.assert_close(low.float(), network(ids), rtol=0, atol=0.1)
-
-
-def test_only_a_network_conditioned_on_time_gets_a_noise_level(make_dit):
-    t = torch.tensor([0.5, 0.9], dtype=torch.float64)
-    for process in (Absorbing(3), Uniform(4)):
-        level = process.noise_level(make_dit(is_time_conditioned=True), t)
-        assert level.dtype == torch.float32
-        torch.testing.assert_close(level, -(1 - t).log().float())
-        assert process.noise_level(make_dit(is_time_conditioned=False), t) is None
 
 
 @pytest.mark.parametrize(

@@ -217,12 +217,12 @@ def test_a_pickle_cannot_allocate_memory():
     "name",
     ["torch.load", "torch.nn.parameter.Parameter", "torch.storage._load_from_bytes", "builtins.dict", "os.system"],
 )
-def test_a_name_outside_the_table_is_a_placeholder(name):
+def test_a_name_outside_the_table_of_known_names_becomes_a_placeholder(name):
     module, _, attribute = name.rpartition(".")
     assert Unpickler(io.BytesIO(b"")).find_class(module, attribute) is Placeholder
 
 
-def test_the_table_holds_no_more_than_tensors_need():
+def test_the_table_of_known_names_has_only_what_tensors_need():
     assert {name.rpartition(".")[0] for name in KNOWN} == {"collections", "torch", "torch._utils", "torch._tensor"}
     assert len(KNOWN) == 9
 

@@ -1,3 +1,5 @@
+"""Networks converted for inference: bfloat16, int8, compiled trunks and CUDA graphs."""
+
 import contextlib
 from dataclasses import replace
 from unittest.mock import MagicMock
@@ -24,12 +26,12 @@ def tokens(bundle):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("numerics", "tolerance"), [("int8", 0.1), ("bfloat16", 0.05)])
-def test_a_cheaper_network_has_nearly_the_same_logits_and_the_original_is_unchanged(
+def test_int8_and_bfloat16_networks_have_nearly_the_same_logits_and_the_original_is_unchanged(
     bundle, tokens, numerics, tolerance
 ):
     exact = bundle.teacher(tokens)
-    cheaper = for_inference(bundle, numerics).teacher(tokens)
-    change = float((cheaper - exact).norm() / exact.norm())
+    approximate = for_inference(bundle, numerics).teacher(tokens)
+    change = float((approximate - exact).norm() / exact.norm())
     assert 1e-5 < change < tolerance
     assert torch.equal(bundle.teacher(tokens), exact)
 
@@ -37,12 +39,15 @@ def test_a_cheaper_network_has_nearly_the_same_logits_and_the_original_is_unchan
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("numerics", ["int8", "bfloat16"])
-def test_the_discriminator_is_converted_and_guided_sampling_works(bundle, tokens, numerics):
+def test_the_discriminator_is_converted_to_bfloat16_only_and_guides_sampling(bundle, tokens, numerics):
     fast = for_inference(bundle, numerics)
     sigma = torch.full((4,), 0.5)
-    exact, cheaper = bundle.discriminator(tokens, sigma), fast.discriminator(tokens, sigma)
-    change = float((cheaper - exact).norm() / exact.norm())
-    assert change == 0 if numerics == "int8" else 0 < change < 0.2  # int8 kernels have no gradient
+    exact, approximate = bundle.discriminator(tokens, sigma), fast.discriminator(tokens, sigma)
+    change = float((approximate - exact).norm() / exact.norm())
+    if numerics == "int8":  # int8 kernels have no gradient, so the discriminator is not converted
+        assert change == 0
+    else:
+        assert 0 < change < 0.2
     drawn = didi.generate(fast, num_samples=3, nfe=16, sampler="guided")
     assert drawn.tokens.shape == (3, 32)
 
@@ -51,7 +56,7 @@ def test_the_discriminator_is_converted_and_guided_sampling_works(bundle, tokens
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch")  # of torch's own compiler
 # With the shape checks of the tests, ``inference_mode`` does not recognise samplers as generators; gradients are on.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_a_compiled_trunk_draws_the_same_samples(bundle, unchecked):
+def test_a_compiled_trunk_draws_nearly_the_same_samples(bundle, unchecked):
     plain = didi.generate(bundle, num_samples=4, nfe=4, batch_size=4)
     compiled = didi.generate(
         for_inference(bundle, is_compiled=True), num_samples=4, nfe=4, batch_size=4, is_whole_batch=True
@@ -67,9 +72,9 @@ def test_the_defaults_change_nothing(bundle, unchecked):
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)])
-def test_a_graph_serves_samplers_with_and_without_inference_mode(modes, monkeypatch):
+def test_a_graph_is_replayed_with_and_without_inference_mode(modes, monkeypatch):
     class Replayed:
-        """Stands for a CUDA graph: replaying it computes the captured output again."""
+        """In place of a CUDA graph; ``replay`` computes the captured output again."""
 
         def replay(self):
             _, inputs, output = next(iter(graphed._graphs.values()))

@@ -42,7 +42,7 @@ def test_features_and_logits_equal_those_of_each_sequence_alone(network, canvas)
 
 @pytest.mark.parametrize("output", ["token", "sequence"])
 @torch.no_grad()
-def test_the_discriminator_reads_each_sequence_alone(network, canvas, make_discriminator, output):
+def test_discriminator_logits_equal_those_of_each_sequence_alone(network, canvas, make_discriminator, output):
     discriminator = make_discriminator(network, output=output)
     actual = discriminator(canvas.tokens, SIGMA, canvas.attention_mask)
     for row, length in enumerate(LENGTHS):

@@ -33,14 +33,14 @@ def test_a_padded_batch_has_the_features_of_its_sequences(network, canvas):
 
 
 @torch.no_grad()
-def test_a_state_of_masks_alone_has_finite_logits(network):
+def test_a_sequence_of_masks_only_has_finite_logits(network):
     logits = network(torch.full((1, 5), MASK_ID))
     assert logits[..., RESIDUES].isfinite().all()
 
 
 @pytest.mark.parametrize("output", ["sequence", "token"])
 @torch.no_grad()
-def test_a_discriminator_reads_each_sequence_alone(network, canvas, make_discriminator, output):
+def test_discriminator_logits_equal_those_of_each_sequence_alone(network, canvas, make_discriminator, output):
     discriminator = make_discriminator(network, output=output)
     assert not discriminator.is_time_conditioned
     copied, given = discriminator.trunk.state_dict(), network.state_dict()
@@ -52,7 +52,7 @@ def test_a_discriminator_reads_each_sequence_alone(network, canvas, make_discrim
         torch.testing.assert_close(logits[row, :length] if output == "token" else logits[row], alone, **CLOSE)
 
 
-def test_a_bundle_keeps_network_and_discriminator(network, tmp_path, make_discriminator):
+def test_a_saved_bundle_is_loaded_with_network_and_discriminator(network, tmp_path, make_discriminator):
     bundle = Bundle(teacher=network, discriminator=make_discriminator(network))
     save(bundle, tmp_path / "bundle")
     loaded = load(tmp_path / "bundle")
@@ -71,7 +71,8 @@ def test_the_network_meets_the_protocols_of_denoisers(network):
 
 def test_activation_checkpointing_changes_no_gradient(network, canvas):
     gradients = []
-    for network.keeps_activations in (True, False):
+    for keeps_activations in (True, False):
+        network.keeps_activations = keeps_activations
         network.zero_grad()
         logits = network(canvas.tokens, None, canvas.attention_mask)
         logits[canvas.is_free][:, RESIDUES].square().sum().backward()
@@ -84,9 +85,10 @@ def test_activation_checkpointing_changes_no_gradient(network, canvas):
 
 @pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
 @torch.no_grad()
-def test_a_cheaper_trunk_has_nearly_the_same_logits(network, canvas, numerics):
-    cheaper = for_inference(Bundle(teacher=network), numerics).teacher
+def test_an_int8_or_bfloat16_trunk_has_nearly_the_same_logits(network, canvas, numerics):
+    low_precision = for_inference(Bundle(teacher=network), numerics).teacher
     logits, exact = (
-        model(canvas.tokens, None, canvas.attention_mask)[canvas.is_real][:, RESIDUES] for model in (cheaper, network)
+        model(canvas.tokens, None, canvas.attention_mask)[canvas.is_real][:, RESIDUES]
+        for model in (low_precision, network)
     )
     assert 0 < (logits - exact).abs().max() < 0.4 * exact.std()

@@ -1,3 +1,5 @@
+"""The floating-point type in which weights are stored: rounding, and types and values that are refused."""
+
 import pytest
 import torch
 

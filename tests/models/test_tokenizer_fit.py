@@ -15,10 +15,10 @@ from didi.models.tokenizer_fit import MASK, fitted_tokenizer
 
 VOCAB, MASK_ID = 4, 3
 FITTING = {"a": 0, "b": 1, "c": 2, MASK: 3}
-LACKING = {"a": 0, "b": 1, "c": 2}
+WITHOUT_MASK = {"a": 0, "b": 1, "c": 2}
 REFUSED = [
     (FITTING | {"d": 4}, "fit into the network's 4 symbols; .* has 'd' with id 4"),
-    (LACKING | {"z": 700}, "fit into the network's 4 symbols; .* has 'z' with id 700"),
+    (WITHOUT_MASK | {"z": 700}, "fit into the network's 4 symbols; .* has 'z' with id 700"),
     ({"a": 0, MASK: 1, "b": 2}, "has the id of the network's mask, 3; .* has it with id 1"),
     ({"a": 0, "b": 1, "c": 2, "<mask>": 3}, "has the id of the network's mask, 3; .* has '<mask>' there"),
     ({"a": 0, "b": 1}, "has the id of the network's mask, 3; .* has no .*, and its next free id is another"),
@@ -78,7 +78,7 @@ def test_a_named_tokenizer_of_another_network_is_refused(make_dit, tmp_path, voc
 
 
 def test_a_missing_mask_is_added_if_it_gets_the_id_of_the_network(save_with_tokenizer):
-    folder = save_with_tokenizer(LACKING)
+    folder = save_with_tokenizer(WITHOUT_MASK)
     bundle = didi.load(folder)
     assert bundle.tokenizer.get_vocab() == FITTING
     assert MASK not in json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -89,41 +89,41 @@ def test_a_missing_mask_is_added_if_it_gets_the_id_of_the_network(save_with_toke
 
 def test_a_converted_tokenizer_gets_the_mask_of_the_network(make_dit, tmp_path):
     torch.save(make_dit(vocab_size=VOCAB).state_dict(), tmp_path / "last.ckpt")
-    tokenizer(LACKING).save(str(tmp_path / "tokenizer.json"))
+    tokenizer(WITHOUT_MASK).save(str(tmp_path / "tokenizer.json"))
     run_convert(["mdlm", str(tmp_path / "last.ckpt"), "--out", str(tmp_path / "out")])
     assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).get_vocab() == FITTING
 
 
 def test_a_fitting_tokenizer_is_unchanged():
-    fitting, lacking = tokenizer(FITTING), tokenizer(LACKING)
+    fitting, without_mask = tokenizer(FITTING), tokenizer(WITHOUT_MASK)
     assert fitted_tokenizer(fitting, vocab_size=4, mask_id=3, source="x") is fitting
     assert fitted_tokenizer(fitting, vocab_size=9, mask_id=3, source="x") is fitting
-    assert fitted_tokenizer(lacking, vocab_size=4, mask_id=3, source="x").get_vocab() == FITTING
-    assert lacking.get_vocab() == LACKING
+    assert fitted_tokenizer(without_mask, vocab_size=4, mask_id=3, source="x").get_vocab() == FITTING
+    assert without_mask.get_vocab() == WITHOUT_MASK
 
 
-def test_an_added_mask_equals_that_of_a_tokenizer_for_training(tmp_path):
+def mask_settings(of_tokenizer):
+    """Settings of the added token [MASK], without its id."""
+    (mask,) = [token for token in json.loads(of_tokenizer.to_str())["added_tokens"] if token["content"] == MASK]
+    return {name: value for name, value in mask.items() if name != "id"}
+
+
+def test_an_added_mask_has_the_settings_of_that_of_a_tokenizer_for_training(tmp_path):
     tokenizer({"a": 0}).save(str(tmp_path / "tokenizer.json"))
-    completed = fitted_tokenizer(tokenizer({"a": 0}), vocab_size=2, mask_id=1, source="x")
-    actual, expected = (
-        next(
-            token
-            for token in json.loads(completed_tokenizer.to_str())["added_tokens"]
-            if token.pop("id") and token["content"] == MASK
-        )
-        for completed_tokenizer in (completed, load_tokenizer(str(tmp_path / "tokenizer.json")))
-    )
-    assert actual == expected
+    fitted = fitted_tokenizer(tokenizer({"a": 0}), vocab_size=2, mask_id=1, source="x")
+    assert mask_settings(fitted) == mask_settings(load_tokenizer(str(tmp_path / "tokenizer.json")))
 
 
 def test_a_uniform_state_network_needs_no_mask_but_symbols_that_fit(make_dit, tmp_path):
     network = make_dit(vocab_size=VOCAB, mask_id=None)
     folder = didi.save(didi.Bundle(teacher=network, process=Uniform(VOCAB)), tmp_path / "bundle")
-    tokenizer(LACKING).save(str(folder / "tokenizer.json"))
-    assert didi.load(folder).tokenizer.get_vocab() == LACKING
-    in_prompts_only = LACKING | {MASK: VOCAB}  # as in tokenizers of this library: [MASK] is not a symbol of the network
+    tokenizer(WITHOUT_MASK).save(str(folder / "tokenizer.json"))
+    assert didi.load(folder).tokenizer.get_vocab() == WITHOUT_MASK
+    in_prompts_only = WITHOUT_MASK | {
+        MASK: VOCAB
+    }  # as in tokenizers of this library: [MASK] is not a symbol of the network
     tokenizer(in_prompts_only).save(str(folder / "tokenizer.json"))
     assert didi.load(folder).tokenizer.get_vocab() == in_prompts_only
-    tokenizer(LACKING | {"d": 4}).save(str(folder / "tokenizer.json"))
+    tokenizer(WITHOUT_MASK | {"d": 4}).save(str(folder / "tokenizer.json"))
     with pytest.raises(UsageError, match="fit into the network's 4 symbols"):
         didi.load(folder)

@@ -81,7 +81,7 @@ def test_wrong_settings_are_refused_in_one_line(settings, message):
 
 
 @pytest.mark.parametrize("settings", [{"size": -1}, {"size": 2**31}, {"size": 1, "inner": {"rate": float("nan")}}])
-def test_sizes_of_a_network_are_bounded(settings):
+def test_sizes_of_a_network_are_bounded_and_its_numbers_finite(settings):
     with pytest.raises(UsageError, match=r"whole number in \[0, 2147483647\]|finite number"):
         read(settings, is_bounded=True)
     if "inner" in settings:  # NaN is refused without bounds too

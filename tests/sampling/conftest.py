@@ -1,4 +1,4 @@
-"""An enumerated world of K = 3 symbols and L = 2 positions, with the exact distribution of samples."""
+"""A model of K = 3 symbols and L = 2 positions, small enough for the exact distribution of samples by enumeration."""
 
 import itertools
 
@@ -11,8 +11,8 @@ from didi.models.discriminator import Discriminator, DiscriminatorConfig
 from didi.sampling.base import alpha_at, time_grid
 
 
-class World:
-    """Logits for all 16 states, a distribution of data, and the distributions that samples must have."""
+class EnumeratedModel:
+    """Logits of all 16 states, a distribution of clean sequences, and the distributions that samples must have."""
 
     MASK = 3
     STATES = torch.tensor(list(itertools.product(range(4), repeat=2)))
@@ -25,17 +25,33 @@ class World:
         self.data_probs = (torch.randn(9, dtype=torch.float64, generator=generator)).softmax(0)
 
     @staticmethod
-    def index(z):
+    def state_index(z):
         return z[..., 0] * 4 + z[..., 1]
 
-    def move(self, state_probs, token_probs, reveal):
-        """Probabilities of the states after a move that reveals each mask with probability ``reveal``."""
+    @staticmethod
+    def all_masked():
+        """Probabilities of the states before the first move: both positions are masked."""
+        state_probs = torch.zeros(16, dtype=torch.float64)
+        state_probs[-1] = 1
+        return state_probs
+
+    def of_clean(self, state_probs):
+        """Probabilities of the clean sequences after the last move, [9]."""
+        clean = state_probs[self.state_index(self.CLEAN)]
+        assert float(clean.sum()) == pytest.approx(1)
+        return clean
+
+    def after_move(self, state_probs, token_probs, reveal, remask=0.0):
+        """Probabilities of the states after a move.
+
+        A mask is revealed with probability ``reveal``; a visible token is masked with probability ``remask``.
+        """
         after = torch.zeros(16, dtype=torch.float64)
         for state, mass in zip(self.STATES.tolist(), state_probs.tolist(), strict=True):
             options = []
             for position, token in enumerate(state):
                 if token != self.MASK:
-                    options.append([(token, 1.0)])
+                    options.append([(token, 1 - remask), (self.MASK, remask)])
                     continue
                 revealed = token_probs[state[0] * 4 + state[1], position].tolist()
                 options.append([(k, reveal * revealed[k]) for k in range(3)] + [(self.MASK, 1 - reveal)])
@@ -45,15 +61,12 @@ class World:
 
     def sample_probs(self, tables, process):
         """Probabilities of the clean sequences after one move with each table of logits, [9]."""
-        state_probs = torch.zeros(16, dtype=torch.float64)
-        state_probs[-1] = 1
+        state_probs = self.all_masked()
         alphas = [float(alpha_at(process.schedule, t)) for t in time_grid(len(tables))]
         for table, (alpha_t, alpha_s) in zip(tables, itertools.pairwise(alphas), strict=True):
             probs = table[..., :3].double().softmax(-1)
-            state_probs = self.move(state_probs, probs, (alpha_s - alpha_t) / (1 - alpha_t))
-        clean = state_probs[self.index(self.CLEAN)]
-        assert float(clean.sum()) == pytest.approx(1)
-        return clean
+            state_probs = self.after_move(state_probs, probs, (alpha_s - alpha_t) / (1 - alpha_t))
+        return self.of_clean(state_probs)
 
     def exact_table(self):
         """Logits of the exact posterior of ``data_probs``."""
@@ -66,10 +79,10 @@ class World:
         return table.float()
 
 
-class Tabular:
-    """A denoiser with a table of logits; counts the rows of its trunk and its head."""
+class TabularDenoiser:
+    """A denoiser with a table of logits; records how many rows its trunk and its head read in each pass."""
 
-    vocab_size, mask_id, length, is_time_conditioned = 4, World.MASK, 2, False
+    vocab_size, mask_id, length, is_time_conditioned = 4, EnumeratedModel.MASK, 2, False
 
     def __init__(self, table):
         self.table = table
@@ -77,14 +90,14 @@ class Tabular:
 
     def features(self, inputs, sigma=None, attention_mask=None):
         self.trunk_rows.append(len(inputs))
-        return self.table[World.index(inputs)]
+        return self.table[EnumeratedModel.state_index(inputs)]
 
     def head(self, features):
         self.head_rows.append(features[..., 0].numel())
         return features
 
 
-class Linear(Discriminator):
+class LinearDiscriminator(Discriminator):
     """A discriminator whose logit at a position is the score of its token, or the mean score of a distribution."""
 
     def __init__(self, scores, **options):
@@ -103,25 +116,25 @@ class Linear(Discriminator):
 
 
 @pytest.fixture(scope="session")
-def world():
-    return World()
+def enumerated():
+    return EnumeratedModel()
 
 
 @pytest.fixture(scope="session")
 def tabular():
-    return Tabular
+    return TabularDenoiser
 
 
 @pytest.fixture(scope="session")
 def linear_discriminator():
-    return Linear
+    return LinearDiscriminator
 
 
 @pytest.fixture(scope="session")
 def canvas_of():
-    """The canvas of a state: its masks are free, its tokens given."""
+    """Function that returns the canvas of a state: its masks are free, its tokens given."""
 
-    def canvas(z, mask_id=World.MASK):
+    def canvas(z, mask_id=EnumeratedModel.MASK):
         return Canvas.given(z, z == mask_id)
 
     return canvas
@@ -129,13 +142,16 @@ def canvas_of():
 
 @pytest.fixture(scope="session")
 def draw():
-    """Moves of a sampler (from ``z`` if given), and the index of the final sequence of each row in ``World.CLEAN``."""
+    """Function that runs a sampler, from state ``z`` if given.
 
-    def moves(sampler, *, num, nfe, seed=0, z=None):
-        canvas = Canvas.blank(num, 2) if z is None else Canvas.given(z, z == World.MASK)
+    Returns its moves, and for each row the index of the final sequence in ``EnumeratedModel.CLEAN``.
+    """
+
+    def moves_and_indices(sampler, *, num, nfe, seed=0, z=None):
+        canvas = Canvas.blank(num, 2) if z is None else Canvas.given(z, z == EnumeratedModel.MASK)
         steps = list(sampler(canvas, time_grid(nfe), SequenceNoise(seed, range(num))))
         final = steps[-1].z
-        assert (final != World.MASK).all()
+        assert (final != EnumeratedModel.MASK).all()
         return steps, final[:, 0] * 3 + final[:, 1]
 
-    return moves
+    return moves_and_indices

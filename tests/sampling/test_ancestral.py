@@ -1,3 +1,5 @@
+"""Ancestral sampling and tau-leaping of masked diffusion: distributions, network passes and time grids."""
+
 import itertools
 
 import pytest
@@ -23,46 +25,46 @@ def process(request):
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 4])
-def test_samples_follow_the_exact_distribution_of_the_moves(world, tabular, draw, chi_square, process, nfe):
-    expected = world.sample_probs([world.table] * nfe, process)
-    _, drawn = draw(Ancestral(tabular(world.table), process), num=NUM, nfe=nfe)
+def test_samples_follow_the_exact_distribution_of_the_moves(enumerated, tabular, draw, chi_square, process, nfe):
+    expected = enumerated.sample_probs([enumerated.table] * nfe, process)
+    _, drawn = draw(Ancestral(tabular(enumerated.table), process), num=NUM, nfe=nfe)
     assert chi_square(drawn, expected) > 1e-3
-    if nfe == 4:  # the test would fail for a wrong number of moves
-        assert chi_square(drawn, world.sample_probs([world.table], process)) < 1e-3
+    if nfe == 4:  # so a sampler with another number of moves would fail the test
+        assert chi_square(drawn, enumerated.sample_probs([enumerated.table], process)) < 1e-3
 
 
 @torch.no_grad()
-def test_samples_of_a_transformer_follow_its_distribution(world, make_dit, draw, chi_square):
+def test_samples_of_a_transformer_follow_its_distribution(enumerated, make_dit, draw, chi_square):
     network = make_dit(seed=4)
-    expected = world.sample_probs([network(world.STATES)] * 2, LOG_LINEAR)
+    expected = enumerated.sample_probs([network(enumerated.STATES)] * 2, LOG_LINEAR)
     _, drawn = draw(Ancestral(network, LOG_LINEAR), num=6000, nfe=2)
     assert chi_square(drawn, expected) > 1e-3
 
 
 @pytest.mark.slow
-def test_many_moves_of_the_exact_posterior_give_the_data_distribution(world, tabular, draw, chi_square):
-    # Two tokens fall into one of 256 moves, and are then drawn as if independent, with probability 1/256.
-    sampler = Ancestral(tabular(world.exact_table()), LOG_LINEAR)
+def test_many_moves_of_the_exact_posterior_give_the_data_distribution(enumerated, tabular, draw, chi_square):
+    # With probability 1/256 both tokens are revealed in the same move, and so drawn independently of each other.
+    sampler = Ancestral(tabular(enumerated.exact_table()), LOG_LINEAR)
     _, drawn = draw(sampler, num=1500, nfe=256)
-    assert chi_square(drawn, world.data_probs) > 1e-3
+    assert chi_square(drawn, enumerated.data_probs) > 1e-3
     _, drawn = draw(sampler, num=1500, nfe=1)
-    assert chi_square(drawn, world.data_probs) < 1e-6
+    assert chi_square(drawn, enumerated.data_probs) < 1e-6
 
 
 @pytest.mark.parametrize("nfe", [1, 4, 16])
-def test_the_head_reads_each_position_once_and_the_first_trunk_pass_is_one_row(world, tabular, draw, nfe):
-    denoiser = tabular(world.table)
+def test_the_head_reads_each_position_once_and_the_first_trunk_pass_is_one_row(enumerated, tabular, draw, nfe):
+    denoiser = tabular(enumerated.table)
     steps, _ = draw(Ancestral(denoiser, LOG_LINEAR), num=50, nfe=nfe)
     assert sum(denoiser.head_rows) == 50 * 2
-    before = [torch.full((50, 2), world.MASK)] + [step.z for step in steps[:-1]]
+    before = [torch.full((50, 2), enumerated.MASK)] + [step.z for step in steps[:-1]]
     read = [z[step.network_passes == 1] for z, step in zip(before, steps, strict=True)]
     # One row while all sequences are in the first state; then a row for each sequence that reveals a position.
     assert denoiser.trunk_rows == [1, *[len(z) for z in read if len(z)][1:]]
     assert len(read[0]) > 1
 
 
-def test_a_move_that_reveals_nothing_costs_no_pass(world, tabular, draw):
-    denoiser = tabular(world.table)
+def test_a_move_that_reveals_nothing_needs_no_pass(enumerated, tabular, draw):
+    denoiser = tabular(enumerated.table)
     steps, _ = draw(Ancestral(denoiser, LOG_LINEAR), num=1, nfe=64)
     for step in steps:
         assert step.network_passes.tolist() == [int(step.is_changed.any())]
@@ -91,31 +93,31 @@ def test_the_head_at_revealed_positions_draws_the_same_tokens_as_the_full_head(m
         assert torch.equal(actual, z)
 
 
-def test_visible_positions_are_kept_and_steps_report_changes(world, tabular, draw):
-    start = torch.tensor([[1, world.MASK], [world.MASK, 2], [0, 0]]).repeat(20, 1)
+def test_visible_positions_are_kept_and_steps_report_changes(enumerated, tabular, draw):
+    start = torch.tensor([[1, enumerated.MASK], [enumerated.MASK, 2], [0, 0]]).repeat(20, 1)
     for sampler in (Ancestral, Published):
-        steps, _ = draw(sampler(tabular(world.table), LOG_LINEAR), num=60, nfe=4, z=start)
+        steps, _ = draw(sampler(tabular(enumerated.table), LOG_LINEAR), num=60, nfe=4, z=start)
         z = start
         for step in steps:
             assert torch.equal(step.is_changed, step.z != z)
-            assert (z[step.is_changed] == world.MASK).all()
+            assert (z[step.is_changed] == enumerated.MASK).all()
             z = step.z
         assert [step.t for step in steps] == [0.75, 0.5, 0.25, 0.0]
         assert not any(step.network_passes[2::3].any() for step in steps)
 
 
-def test_given_tokens_condition_the_others(world, tabular, draw, chi_square):
+def test_samples_follow_the_conditional_distribution_given_a_token(enumerated, tabular, draw, chi_square):
     _, drawn = draw(
-        Ancestral(tabular(world.exact_table()), LOG_LINEAR),
+        Ancestral(tabular(enumerated.exact_table()), LOG_LINEAR),
         num=NUM,
         nfe=3,
-        z=torch.tensor([[1, world.MASK]]).repeat(NUM, 1),
+        z=torch.tensor([[1, enumerated.MASK]]).repeat(NUM, 1),
     )
-    posterior = torch.where(world.CLEAN[:, 0] == 1, world.data_probs, 0.0)
+    posterior = torch.where(enumerated.CLEAN[:, 0] == 1, enumerated.data_probs, 0.0)
     assert chi_square(drawn, posterior) > 1e-3
 
 
-def test_a_network_conditioned_on_time_reads_the_noise_level_of_each_move(world, tabular, draw):
+def test_a_network_conditioned_on_time_reads_the_noise_level_of_each_move(enumerated, tabular, draw):
     class Timed(tabular):
         is_time_conditioned = True
         levels = ()
@@ -124,7 +126,7 @@ def test_a_network_conditioned_on_time_reads_the_noise_level_of_each_move(world,
             self.levels += (sigma,)
             return super().features(inputs, sigma, attention_mask)
 
-    denoiser = Timed(world.table)
+    denoiser = Timed(enumerated.table)
     draw(Ancestral(denoiser, LOG_LINEAR), num=40, nfe=4)
     # sigma = -log(1 - t) at t = 1 (bounded at 1e-3), 3/4, 1/2, 1/4; one row for the shared first state
     expected = -torch.tensor([1e-3, 0.25, 0.5, 0.75]).log()
@@ -151,71 +153,62 @@ def test_the_cosine_grid_begins_with_small_moves(unchecked):
         time_grid(2, "square")
 
 
-def test_given_times_fall_from_one_to_zero(world, tabular, chi_square, canvas_of):
+def test_given_times_fall_from_one_to_zero_and_set_the_moves(enumerated, tabular, chi_square, canvas_of):
     assert given_times([1.0, 0.3, 0.0]).tolist() == [1, 0.3, 0]
     for wrong in ([1.0], [0.9, 0.0], [1.0, 0.5], [1.0, 0.5, 0.5, 0.0], [1.0, float("nan"), 0.0]):
         with pytest.raises(UsageError, match="times fall from 1 to 0"):
             given_times(wrong)
-    *_, last = Ancestral(tabular(world.table), LOG_LINEAR)(
-        canvas_of(torch.full((NUM, 2), world.MASK)), given_times([1.0, 0.3, 0.0]), SequenceNoise(0, range(NUM))
+    *_, last = Ancestral(tabular(enumerated.table), LOG_LINEAR)(
+        canvas_of(torch.full((NUM, 2), enumerated.MASK)), given_times([1.0, 0.3, 0.0]), SequenceNoise(0, range(NUM))
     )
-    state_probs = torch.zeros(16, dtype=torch.float64)
-    state_probs[-1] = 1
-    probs = world.table[..., :3].double().softmax(-1)
-    state_probs = world.move(world.move(state_probs, probs, 0.7), probs, 1.0)
-    assert chi_square(last.z[:, 0] * 3 + last.z[:, 1], state_probs[world.index(world.CLEAN)]) > 1e-3
+    probs = enumerated.table[..., :3].double().softmax(-1)
+    after_first = enumerated.after_move(enumerated.all_masked(), probs, 0.7)
+    expected = enumerated.of_clean(enumerated.after_move(after_first, probs, 1.0))
+    assert chi_square(last.z[:, 0] * 3 + last.z[:, 1], expected) > 1e-3
 
 
-def test_a_path_may_begin_half_way(world, tabular, canvas_of):
+def test_sampling_may_start_at_an_intermediate_time(enumerated, tabular, canvas_of):
     # Given that a position is masked at time 1/2, it stays so until 1/4 with probability 1/2, not 1/4.
-    z = torch.full((NUM, 2), world.MASK)
+    z = torch.full((NUM, 2), enumerated.MASK)
     times = torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
-    first, _ = Ancestral(tabular(world.table), LOG_LINEAR)(canvas_of(z), times, SequenceNoise(0, range(NUM)))
+    first, _ = Ancestral(tabular(enumerated.table), LOG_LINEAR)(canvas_of(z), times, SequenceNoise(0, range(NUM)))
     assert float(first.is_changed.double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
 
 @pytest.mark.parametrize("nfe", [2, 5])
-def test_tau_leaping_follows_its_distribution(world, tabular, draw, chi_square, process, nfe):
-    """Masks are revealed with probability 1 - exp(-step * rate), the rate frozen at the start of the move."""
-    times = time_grid(nfe)
-    state_probs = torch.zeros(16, dtype=torch.float64)
-    state_probs[-1] = 1
-    probs = world.table[..., :3].double().softmax(-1)
-    for number, (t, s) in enumerate(itertools.pairwise(times)):
+def test_tau_leaping_follows_its_distribution(enumerated, tabular, draw, chi_square, process, nfe):
+    """Masks are revealed with probability 1 - exp(-step * rate), with the rate at the start of the move."""
+    state_probs, reveals = enumerated.all_masked(), []
+    probs = enumerated.table[..., :3].double().softmax(-1)
+    for t, s in itertools.pairwise(time_grid(nfe)):
         rate = -process.schedule.alpha_prime(t) / (1 - process.schedule.alpha(t))
-        reveal = 1.0 if number + 1 == nfe else float(1 - torch.exp(-(t - s) * rate))
-        state_probs = world.move(state_probs, probs, reveal)
-    steps, drawn = draw(Ancestral(tabular(world.table), process, leap="tau"), num=NUM, nfe=nfe)
-    assert chi_square(drawn, state_probs[world.index(world.CLEAN)]) > 1e-3
-    first = float(
-        1
-        - torch.exp(
-            -(times[0] - times[1]) * -process.schedule.alpha_prime(times[0]) / (1 - process.schedule.alpha(times[0]))
-        )
-    )
-    assert float(steps[0].is_changed.double().mean()) == pytest.approx(first, abs=4 * 0.5 / (2 * NUM) ** 0.5)
+        reveals.append(1.0 if s == 0 else float(1 - torch.exp(-(t - s) * rate)))
+        state_probs = enumerated.after_move(state_probs, probs, reveals[-1])
+    steps, drawn = draw(Ancestral(tabular(enumerated.table), process, leap="tau"), num=NUM, nfe=nfe)
+    assert chi_square(drawn, enumerated.of_clean(state_probs)) > 1e-3
+    assert float(steps[0].is_changed.double().mean()) == pytest.approx(reveals[0], abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
 
 def test_the_analytic_sampler_of_the_score_is_the_posterior():
     """Tweedie tau-leaping of SEDD (its Eq. 19) for the absorbing process: the same reveal probability as Eq. 2."""
     for t, s in ((0.9, 0.75), (0.6, 0.5), (0.2, 0.0)):
         alpha_t, alpha_s = (LOG_LINEAR.schedule.alpha(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
-        stays = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)  # distribution of the clean token
-        score = stays * alpha_t / (1 - alpha_t)  # p_t(token) / p_t(mask), the concrete score at a mask
+        clean_probs = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)  # of the clean token
+        score = clean_probs * alpha_t / (1 - alpha_t)  # p_t(token) / p_t(mask), the concrete score at a mask
         keep = alpha_t / alpha_s  # of the forward move s -> t
         to_token = score * (1 - keep) / keep  # (exp(-dsigma Q) s)_token times exp(dsigma Q)(token -> mask)
-        torch.testing.assert_close(to_token, stays * reveal_probability(alpha_s, alpha_t))
+        torch.testing.assert_close(to_token, clean_probs * reveal_probability(alpha_s, alpha_t))
 
 
-def test_the_whole_batch_mode_draws_the_same_samples_in_one_shape(world, tabular, draw):
-    denoiser = tabular(world.table)
+def test_whole_batch_mode_draws_the_same_samples_with_the_whole_batch_in_every_pass(enumerated, tabular, draw):
+    denoiser = tabular(enumerated.table)
     _, whole = draw(Ancestral(denoiser, LOG_LINEAR, is_whole_batch=True), num=50, nfe=16)
     assert set(denoiser.trunk_rows) == {50}
-    _, lazy = draw(Ancestral(tabular(world.table), LOG_LINEAR), num=50, nfe=16)
+    _, lazy = draw(Ancestral(tabular(enumerated.table), LOG_LINEAR), num=50, nfe=16)
     assert torch.equal(whole, lazy)
 
 
-def test_equal_rows_are_one_row():
+def test_equal_rows_that_attend_to_the_same_positions_are_reduced_to_one_row():
     same, mixed = torch.tensor([[1, 2], [1, 2]]), torch.tensor([[1, 2], [1, 3]])
     assert shared_rows(same, Canvas.free(same)).tolist() == [[1, 2]]
     assert shared_rows(mixed, Canvas.free(mixed)) is mixed

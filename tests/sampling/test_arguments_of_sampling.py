@@ -27,11 +27,13 @@ def bundle():
 
 @pytest.fixture(scope="module")
 def markov(make_dit, make_discriminator):
+    """A random network over the 33 symbols of the Markov chain, whose exact judge scores its samples."""
     network = make_dit(vocab_size=33, length=7)
     return Bundle(student=network, teacher=network, discriminator=make_discriminator(network))
 
 
 def rows(bundle, **arguments):
+    """Role, sampler and number of moves of each row of an evaluation."""
     defaults = {"num_samples": 4, "nfe": 2, "judge": JUDGE}
     return [(row.role, row.sampler, row.nfe) for row in didi.evaluate(bundle, **defaults | arguments)]
 
@@ -52,7 +54,7 @@ def rows(bundle, **arguments):
         ({"times": (t for t in (1, 0.5, 0))}, {"times": (1.0, 0.5, 0.0)}),
     ],
 )
-def test_a_value_of_another_type_is_the_same_value(bundle, given, equivalent):
+def test_an_equal_value_of_another_type_gives_the_same_samples(bundle, given, equivalent):
     defaults = {"num_samples": 2, "seed": 3}
     actual, expected = (didi.generate(bundle, **defaults | arguments) for arguments in (given, equivalent))
     assert torch.equal(actual.tokens, expected.tokens)
@@ -62,7 +64,7 @@ def test_a_value_of_another_type_is_the_same_value(bundle, given, equivalent):
 
 @pytest.mark.parametrize("name", ["seed", "nfe", "num_samples", "length", "batch_size"])
 @pytest.mark.parametrize("value", [0.0, 8.0, "8", True, [[8]], NAN, np.float64(8)])
-def test_other_values_are_no_whole_numbers(bundle, name, value):
+def test_values_that_are_no_whole_numbers_are_refused(bundle, name, value):
     with pytest.raises(UsageError, match=f"^{name} is a whole number; got"):
         didi.stream(bundle, **{name: value})
 

@@ -1,4 +1,4 @@
-"""Samples do not depend on the global settings of torch that the caller has, nor on pickling."""
+"""Samples depend neither on the global settings of torch at the call nor on pickling of the bundle."""
 
 import copy
 import pickle
@@ -23,7 +23,9 @@ TILTED = {"sampler": "guided", "guidance": didi.Guidance(tilted_fraction=1.0)}
 OPTIONS = {"ancestral": {}, "tilted": TILTED, "confidence": {"sampler": "confidence"}}
 
 
-class DefaultDtype:
+class Float64Default:
+    """A context in which float64 is the default dtype."""
+
     def __enter__(self):
         torch.set_default_dtype(torch.float64)
 
@@ -32,7 +34,7 @@ class DefaultDtype:
 
 
 CONTEXTS = {
-    "float64": DefaultDtype,
+    "float64": Float64Default,
     "default device": lambda: torch.device("meta"),
     "inference mode": torch.inference_mode,
     "no gradients": torch.no_grad,
@@ -81,7 +83,7 @@ def test_the_callers_settings_hold_between_the_moves():
         for _ in range(2):
             yield torch.get_default_dtype()
 
-    with DefaultDtype():
+    with Float64Default():
         for dtype in each_with_torch_defaults(items()):
             assert (dtype, torch.get_default_dtype()) == (torch.float32, torch.float64)
         with pytest.raises(ZeroDivisionError), torch_defaults():
@@ -126,7 +128,7 @@ def test_networks_that_were_converted_for_inference_are_sampled(bundle):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_bundle_survives_pickle_and_copy(bundle, name):
+def test_a_pickled_or_copied_bundle_gives_the_same_samples(bundle, name):
     for copied in (pickle.loads(pickle.dumps(bundle)), copy.deepcopy(bundle)):
         assert sample(copied, name) == sample(bundle, name)
         assert copied.process == bundle.process

@@ -1,4 +1,4 @@
-"""Given tokens and padding are never written, and padding does not change samples."""
+"""Every sampler leaves given tokens and padding unchanged, and padding does not change samples."""
 
 import pytest
 import torch
@@ -22,9 +22,9 @@ SAMPLERS = {
     "ancestral": lambda network, _: Ancestral(network, PROCESS),
     "whole batches": lambda network, _: Ancestral(network, PROCESS, is_whole_batch=True),
     "tau-leaping": lambda network, _: Ancestral(network, PROCESS, leap="tau"),
-    "tilted": lambda network, judge: Guided(network, PROCESS, judge, Guidance(tilted_fraction=1.0)),
-    "ranked": lambda network, judge: Guided(
-        network, PROCESS, judge, Guidance(tilted_fraction=0.0, reduction="masked-mean")
+    "tilted": lambda network, discriminator: Guided(network, PROCESS, discriminator, Guidance(tilted_fraction=1.0)),
+    "ranked": lambda network, discriminator: Guided(
+        network, PROCESS, discriminator, Guidance(tilted_fraction=0.0, reduction="masked-mean")
     ),
     "first-hitting": lambda network, _: FirstHitting(network, PROCESS),
     "confidence": lambda network, _: ConfidenceDecoding(network, PROCESS, ConfidenceOrder(gumbel=1.0)),

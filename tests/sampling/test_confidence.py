@@ -1,3 +1,5 @@
+"""Confidence decoding reveals the most confident positions first, with exact distributions for each measure."""
+
 import itertools
 
 import pytest
@@ -13,8 +15,8 @@ NUM = 4000
 LOG_LINEAR = Absorbing(3)
 
 
-def score(measure, probs, token):
-    """Confidence in one position."""
+def confidence(measure, probs, token):
+    """Confidence in a position with ``probs`` where ``token`` is drawn."""
     if measure == "probability":
         return float(probs[token])
     if measure == "entropy":
@@ -23,14 +25,14 @@ def score(measure, probs, token):
     return first - second
 
 
-def one_at_a_time(world, measure):
-    """Exact distribution if the position of higher confidence is revealed first."""
-    probs = world.table[..., :3].double().softmax(-1)
+def most_confident_first_probs(enumerated, measure):
+    """Exact distribution of the samples if the position of higher confidence is revealed first."""
+    probs = enumerated.table[..., :3].double().softmax(-1)
     distribution = torch.zeros(3, 3, dtype=torch.float64)
     for first, second in itertools.product(range(3), repeat=2):
         mass = probs[15, 0, first] * probs[15, 1, second]
-        scores = [score(measure, probs[15, 0], first), score(measure, probs[15, 1], second)]
-        if scores[0] >= scores[1]:
+        confidences = [confidence(measure, probs[15, 0], first), confidence(measure, probs[15, 1], second)]
+        if confidences[0] >= confidences[1]:
             distribution[first] += mass * probs[first * 4 + 3, 1]
         else:
             distribution[:, second] += mass * probs[12 + second, 0]
@@ -38,34 +40,45 @@ def one_at_a_time(world, measure):
 
 
 @pytest.mark.parametrize("measure", ["probability", "margin", "entropy"])
-def test_samples_follow_the_distribution_of_the_most_confident_first(world, tabular, draw, chi_square, measure):
-    sampler = ConfidenceDecoding(tabular(world.table), LOG_LINEAR, ConfidenceOrder(measure))
+def test_samples_follow_the_distribution_of_the_most_confident_first(enumerated, tabular, draw, chi_square, measure):
+    sampler = ConfidenceDecoding(tabular(enumerated.table), LOG_LINEAR, ConfidenceOrder(measure))
     steps, drawn = draw(sampler, num=NUM, nfe=2)
     assert all((step.is_changed.sum(1) == 1).all() for step in steps)
-    assert chi_square(drawn, one_at_a_time(world, measure)) > 1e-3
+    assert chi_square(drawn, most_confident_first_probs(enumerated, measure)) > 1e-3
 
 
-def test_the_measures_differ(world):
-    distributions = [one_at_a_time(world, measure) for measure in ("probability", "margin")]
-    assert (distributions[0] - distributions[1]).abs().max() > 0.01
+@pytest.mark.parametrize(("measure", "first"), [("margin", 1), ("entropy", 0)])
+def test_margin_and_entropy_choose_different_positions(enumerated, tabular, draw, measure, first):
+    """In the model of the other tests both choose the same position, and ``probability`` another distribution."""
+    by_probability, by_margin, by_entropy = (
+        most_confident_first_probs(enumerated, other) for other in ("probability", "margin", "entropy")
+    )
+    assert (by_probability - by_margin).abs().max() > 0.01
+    assert torch.equal(by_margin, by_entropy)
+    # Margins are 0.05 and 0.1, entropies 0.86 and 1.09 nats.
+    probs = torch.tensor([[0.5, 0.45, 0.05, 1.0], [0.4, 0.3, 0.3, 1.0]])
+    sampler = ConfidenceDecoding(tabular(probs.log().expand(16, 2, 4)), LOG_LINEAR, ConfidenceOrder(measure))
+    steps, _ = draw(sampler, num=20, nfe=2)
+    assert steps[0].is_changed[:, first].all()
+    assert not steps[0].is_changed[:, 1 - first].any()
 
 
-def test_one_move_has_the_distribution_of_the_network(world, tabular, draw, chi_square):
-    _, drawn = draw(ConfidenceDecoding(tabular(world.table), LOG_LINEAR), num=NUM, nfe=1)
-    assert chi_square(drawn, world.sample_probs([world.table], LOG_LINEAR)) > 1e-3
+def test_one_move_has_the_distribution_of_the_network(enumerated, tabular, draw, chi_square):
+    _, drawn = draw(ConfidenceDecoding(tabular(enumerated.table), LOG_LINEAR), num=NUM, nfe=1)
+    assert chi_square(drawn, enumerated.sample_probs([enumerated.table], LOG_LINEAR)) > 1e-3
 
 
-def test_noise_on_the_confidence_randomises_the_order(world, tabular, draw):
-    probs = world.table[15, :, :3].softmax(-1)
-    more_confident = int(score("entropy", probs[1], 0) > score("entropy", probs[0], 0))
+def test_gumbel_noise_on_the_confidence_randomises_the_order(enumerated, tabular, draw):
+    probs = enumerated.table[15, :, :3].softmax(-1)
+    more_confident = int(confidence("entropy", probs[1], 0) > confidence("entropy", probs[0], 0))
     for gumbel, low, high in ((0.0, 1.0, 1.0), (50.0, 0.4, 0.6)):
-        sampler = ConfidenceDecoding(tabular(world.table), LOG_LINEAR, ConfidenceOrder("entropy", gumbel))
+        sampler = ConfidenceDecoding(tabular(enumerated.table), LOG_LINEAR, ConfidenceOrder("entropy", gumbel))
         steps, _ = draw(sampler, num=1000, nfe=2)
         assert low <= float(steps[0].is_changed[:, more_confident].double().mean()) <= high
 
 
 @torch.no_grad()
-def test_each_move_leaves_the_expected_masks_and_prompts_stay(make_dit, canvas_of):
+def test_each_move_leaves_the_expected_number_of_masks_and_prompts_stay(make_dit, canvas_of):
     network = make_dit(vocab_size=9, length=12, seed=1)
     z = torch.full((3, 12), network.mask_id)
     z[1, :6] = 1

@@ -30,11 +30,10 @@ def bundle(make_dit, make_discriminator):
 
 
 def damaged(bundle, role, value):
+    """A copy of the bundle in which the first parameter of the head of a network is filled with ``value``."""
     network = copy.deepcopy(getattr(bundle, role))
-    with torch.no_grad():
-        next(parameter for name, parameter in network.named_parameters() if name.startswith("output_layer.")).fill_(
-            value
-        )
+    first = next(parameter for name, parameter in network.named_parameters() if name.startswith("output_layer."))
+    torch.nn.init.constant_(first, value)
     return replace(bundle, **{role: network})
 
 
@@ -48,13 +47,13 @@ def test_no_sampler_draws_from_logits_that_are_not_finite(bundle, sampler, value
 
 
 @pytest.mark.parametrize("options", [{"precision": "float32"}, {"top_p": 0.5}, {"temperature": 0.5}])
-def test_other_options_do_not_draw_from_logits_that_are_not_finite(bundle, options):
+def test_no_precision_or_token_distribution_draws_from_logits_that_are_not_finite(bundle, options):
     with pytest.raises(DidiError, match="not finite"):
         generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=2, **options)
 
 
 @pytest.mark.parametrize("guidance", [Guidance(tilted_fraction=1.0), Guidance(tilted_fraction=0.0, select="best")])
-def test_guidance_does_not_draw_by_a_discriminator_with_nan(bundle, guidance):
+def test_guidance_by_a_discriminator_with_nan_is_refused(bundle, guidance):
     with pytest.raises(DidiError, match="not finite"):
         generate(damaged(bundle, "discriminator", float("nan")), nfe=4, sampler="guided", guidance=guidance)
 
@@ -80,7 +79,7 @@ def test_a_sampler_that_leaves_a_mask_is_reported(bundle, monkeypatch):
         list(stream(bundle, nfe=2))
 
 
-def test_the_check_accepts_impossible_symbols_and_refuses_rows_of_them():
+def test_the_check_accepts_symbols_of_probability_0_and_refuses_rows_without_other_symbols():
     draw_check = DrawCheck()
     draw_check.check(torch.tensor([[0.0, -torch.inf], [-torch.inf, -1e30]]))
     draw_check.check(torch.zeros(0, 3))
@@ -91,7 +90,7 @@ def test_the_check_accepts_impossible_symbols_and_refuses_rows_of_them():
 
 @pytest.fixture
 def deferred(monkeypatch):
-    """Draws are checked as on a CUDA device: the results are read at the end of a batch."""
+    """Collect the results of draw checks as on a CUDA device, where they are read at the end of a batch."""
 
     def check(self, scores):
         is_bad = ~scores.detach().amax(-1).isfinite().all()

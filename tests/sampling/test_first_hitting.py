@@ -1,3 +1,5 @@
+"""First-hitting sampling reveals one token in each pass, at the times of the reverse process."""
+
 import itertools
 import math
 
@@ -19,13 +21,13 @@ def process(request):
     return Absorbing(3, schedule_from_name(request.param))
 
 
-def any_order_distribution(world, table):
+def any_order_distribution(enumerated, table):
     """Distribution of the clean sequences if positions are revealed one by one in a uniformly random order."""
     probs = table[..., :3].double().softmax(-1)
     distribution = torch.zeros(9, dtype=torch.float64)
     for order in itertools.permutations(range(2)):
         for clean in itertools.product(range(3), repeat=2):
-            state, mass = [world.MASK, world.MASK], 1 / math.factorial(2)
+            state, mass = [enumerated.MASK, enumerated.MASK], 1 / math.factorial(2)
             for position in order:
                 mass *= float(probs[state[0] * 4 + state[1], position, clean[position]])
                 state[position] = clean[position]
@@ -33,31 +35,30 @@ def any_order_distribution(world, table):
     return distribution
 
 
-def test_samples_follow_the_distribution_of_one_token_at_a_time(world, tabular, draw, chi_square, process):
-    _, drawn = draw(FirstHitting(tabular(world.table), process), num=NUM, nfe=1)
-    assert chi_square(drawn, any_order_distribution(world, world.table)) > 1e-3
-    assert (
-        chi_square(drawn, world.sample_probs([world.table], process)) < 1e-3
-    )  # the test would fail if two tokens were revealed at once
+def test_samples_follow_the_distribution_of_one_token_at_a_time(enumerated, tabular, draw, chi_square, process):
+    _, drawn = draw(FirstHitting(tabular(enumerated.table), process), num=NUM, nfe=1)
+    assert chi_square(drawn, any_order_distribution(enumerated, enumerated.table)) > 1e-3
+    # Two tokens revealed in the same move would have another distribution.
+    assert chi_square(drawn, enumerated.sample_probs([enumerated.table], process)) < 1e-3
 
 
-def test_the_exact_posterior_gives_the_data_distribution(world, tabular, draw, chi_square, process):
-    _, drawn = draw(FirstHitting(tabular(world.exact_table()), process), num=NUM, nfe=1)
-    assert chi_square(drawn, world.data_probs) > 1e-3
+def test_the_exact_posterior_gives_the_data_distribution(enumerated, tabular, draw, chi_square, process):
+    _, drawn = draw(FirstHitting(tabular(enumerated.exact_table()), process), num=NUM, nfe=1)
+    assert chi_square(drawn, enumerated.data_probs) > 1e-3
 
 
-def test_temperature_divides_the_logits(world, tabular, draw, chi_square, process):
-    _, drawn = draw(FirstHitting(tabular(world.table), process, TokenDistribution(0.5)), num=NUM, nfe=1)
-    assert chi_square(drawn, any_order_distribution(world, 2 * world.table)) > 1e-3
+def test_temperature_divides_the_logits(enumerated, tabular, draw, chi_square, process):
+    _, drawn = draw(FirstHitting(tabular(enumerated.table), process, TokenDistribution(0.5)), num=NUM, nfe=1)
+    assert chi_square(drawn, any_order_distribution(enumerated, 2 * enumerated.table)) > 1e-3
 
 
 @pytest.mark.slow
-def test_reveal_times_follow_the_reverse_process(world, tabular, process, canvas_of):
-    """A position is still masked at time s with probability (1 - alpha_s), both independently."""
+def test_reveal_times_follow_the_reverse_process(enumerated, tabular, process, canvas_of):
+    """Each of the two positions is masked at time s with probability 1 - alpha_s, independently of the other."""
     first, second = [], []
     for number in range(150):
-        steps = list(FirstHitting(tabular(world.table), process)(
-            canvas_of(torch.full((1, 2), world.MASK)), time_grid(1), SequenceNoise(0, [number])
+        steps = list(FirstHitting(tabular(enumerated.table), process)(
+            canvas_of(torch.full((1, 2), enumerated.MASK)), time_grid(1), SequenceNoise(0, [number])
         ))  # fmt: skip
         assert len(steps) == 2
         assert steps[0].t >= steps[1].t
@@ -70,9 +71,9 @@ def test_reveal_times_follow_the_reverse_process(world, tabular, process, canvas
             assert float((level <= m).double().mean()) == pytest.approx(exact(m), abs=4 * 0.5 / 150**0.5)
 
 
-def test_each_pass_gives_one_token_and_prompts_stay(world, tabular, canvas_of):
-    z = torch.tensor([[world.MASK, world.MASK], [1, world.MASK], [2, 0]])
-    denoiser = tabular(world.table)
+def test_each_pass_gives_one_token_and_prompts_stay(enumerated, tabular, canvas_of):
+    z = torch.tensor([[enumerated.MASK, enumerated.MASK], [1, enumerated.MASK], [2, 0]])
+    denoiser = tabular(enumerated.table)
     steps = list(
         FirstHitting(denoiser, Absorbing(3, schedule_from_name("cosine")))(
             canvas_of(z), time_grid(9), SequenceNoise(1, range(3))
@@ -86,13 +87,13 @@ def test_each_pass_gives_one_token_and_prompts_stay(world, tabular, canvas_of):
 
 
 @torch.no_grad()
-def test_a_time_conditioned_network_reads_the_noise_level_of_each_sequence(world, make_dit, process, canvas_of):
+def test_a_time_conditioned_network_reads_the_noise_level_of_each_sequence(enumerated, make_dit, process, canvas_of):
     network = make_dit(seed=3, is_time_conditioned=True)
     levels = []
     features = network.features
     network.features = lambda z, sigma, mask: (levels.append(sigma), features(z, sigma, mask))[1]
-    z = torch.full((4, 2), world.MASK)
+    z = torch.full((4, 2), enumerated.MASK)
     steps = list(FirstHitting(network, process)(canvas_of(z), time_grid(1), SequenceNoise(0, range(4))))
     assert len({float(value) for value in levels[0]}) == 4
     assert (levels[0] > levels[1]).all()
-    assert (steps[-1].z != world.MASK).all()
+    assert (steps[-1].z != enumerated.MASK).all()

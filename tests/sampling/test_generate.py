@@ -1,3 +1,5 @@
+"""``generate`` with every sampler: independence of the batch size, prompts, recorded passes and refused arguments."""
+
 import itertools
 from dataclasses import replace
 
@@ -119,7 +121,7 @@ def test_no_sequence_takes_more_passes_than_moves_or_positions(bundle, options):
         assert bool(out.discriminator_passes.any()) == (out.sampler == "guided")
 
 
-def test_the_moves_add_up_to_the_result(bundle, options):
+def test_the_last_move_has_the_tokens_and_passes_of_the_result(bundle, options):
     moves = []
     out = generate(bundle, num_samples=5, nfe=4, batch_size=5, on_move=moves.append, **options)
     if out.sampler not in WITHOUT_GRID:
@@ -160,7 +162,7 @@ def test_a_sequence_may_be_shorter_than_the_context(bundle, options):
     assert generate(bundle, num_samples=2, nfe=2, length=5, **options).tokens.shape == (2, 5)
 
 
-def test_the_noise_depends_on_the_seed_and_the_number_of_the_sequence(bundle):
+def test_the_noise_depends_on_the_seed_and_the_index_of_the_sequence_only(bundle):
     sampler = Ancestral(bundle.student, bundle.process)
     *_, last = sampler(Canvas.blank(3, LENGTH), time_grid(4), SequenceNoise(11, [0, 1, 2]))
     assert torch.equal(generate(bundle, num_samples=3, nfe=4, seed=11).tokens, last.z)
@@ -227,7 +229,7 @@ def test_missing_parts_of_a_bundle_are_named(bundle):
         generate(alone, prefix="a")
 
 
-def test_the_settings_of_a_sampler_as_text():
+def test_settings_text_lists_the_settings_that_the_sampler_reads():
     assert settings_text(SamplingOptions("ancestral")) == ""
     assert settings_text(SamplingOptions("confidence")) == "measure probability, gumbel 0.0"
     assert settings_text(SamplingOptions("entropy-bounded", entropy_bound=2.0)) == "entropy_bound 2.0"

@@ -1,4 +1,4 @@
-"""Sampling of networks that read latent codes."""
+"""Networks that read latent codes: exact distributions of samples, storage in a bundle, and what is refused."""
 
 from dataclasses import replace
 from itertools import product
@@ -33,7 +33,7 @@ from didi.serving.shared import shared_features
 LENGTH, SYMBOLS = 3, 3
 STATES = States(SYMBOLS, LENGTH)
 CODES = torch.tensor([*product(range(2), repeat=LENGTH)])
-DRAWING = ("ancestral", "guided", "tau-leaping")
+WITH_CODES = ("ancestral", "guided", "tau-leaping")
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,14 @@ def wide(make_dit):
 
 
 @torch.no_grad()
-def mixture(student, num_moves, *, is_timed=False):
-    """Distribution of the samples, by a sum over the codes of every move."""
+def mixture_over_codes(student, num_moves, *, is_time_conditioned=False):
+    """Exact distribution of the samples: in each move the mean over all codes."""
     mass, times = STATES.all_masked(), time_grid(num_moves)
     process = Bundle(student=student).process
     for move, chance in enumerate(reveal_probabilities(path_alphas(process.schedule, times))):
         moved = []
         for codes in CODES:
-            level = process.noise_level(student, times[move].expand(len(STATES))) if is_timed else None
+            level = process.noise_level(student, times[move].expand(len(STATES))) if is_time_conditioned else None
             features = student.features(STATES.tokens, level, None, codes.expand(len(STATES), -1))
             table = student.head(features)[..., :SYMBOLS].double().softmax(-1)
             moved.append(after_move(STATES, mass, successor_probs(STATES, chance, STATES.by_pattern(table))))
@@ -68,34 +68,34 @@ def index_of(x):
 
 
 @pytest.mark.parametrize("num_moves", [1, *(pytest.param(num, marks=pytest.mark.slow) for num in (2, 4))])
-def test_samples_follow_the_mixture(bundle, num_moves, chi_square):
+def test_samples_follow_the_mixture_over_codes(bundle, num_moves, chi_square):
     tokens = didi.generate(bundle, num_samples=3000, nfe=num_moves).tokens
-    assert chi_square(index_of(tokens), mixture(bundle.student, num_moves)) > 1e-3
+    assert chi_square(index_of(tokens), mixture_over_codes(bundle.student, num_moves)) > 1e-3
 
 
 @pytest.mark.slow
-def test_guided_samples_without_a_tilt_follow_the_mixture(bundle, chi_square):
+def test_guided_samples_without_a_tilt_follow_the_mixture_over_codes(bundle, chi_square):
     guidance = didi.Guidance(guidance_scale=0.0, tilted_fraction=0.5, num_candidates=1)
     tokens = didi.generate(bundle, num_samples=3000, nfe=2, sampler="guided", guidance=guidance).tokens
-    assert chi_square(index_of(tokens), mixture(bundle.student, 2)) > 1e-3
+    assert chi_square(index_of(tokens), mixture_over_codes(bundle.student, 2)) > 1e-3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_moves", "is_timed"), [(1, False), (2, True), (3, False)])
-def test_the_exact_judge_estimates_the_mixture(make_dit, monkeypatch, num_moves, is_timed):
-    shape = {"vocab_size": SYMBOLS + 1, "length": LENGTH, "num_codes": 2, "is_time_conditioned": is_timed}
+@pytest.mark.parametrize(("num_moves", "is_time_conditioned"), [(1, False), (2, True), (3, False)])
+def test_exact_rows_estimate_the_mixture_over_codes(make_dit, monkeypatch, num_moves, is_time_conditioned):
+    shape = {"vocab_size": SYMBOLS + 1, "length": LENGTH, "num_codes": 2, "is_time_conditioned": is_time_conditioned}
     student = make_dit(seed=4, **shape)
     monkeypatch.setattr(latent, "DRAWS", 96)
     monkeypatch.setattr(latent, "FIRST_DRAWS", 2**12)
     estimate = ExactRows(Bundle(student=student)).distribution(SYMBOLS, SamplingOptions(), num_moves)
-    expected = mixture(student, num_moves, is_timed=is_timed)
+    expected = mixture_over_codes(student, num_moves, is_time_conditioned=is_time_conditioned)
     assert (estimate - expected).abs().sum() < 0.05
 
 
 @pytest.mark.slow
-def test_the_note_states_the_bias_of_a_divergence(bundle, monkeypatch):
+def test_the_note_of_an_estimated_divergence_states_its_bias(bundle, monkeypatch):
     chain = MarkovChain(SYMBOLS, successor_probs=(0.7, 0.2, 0.1))
-    p = mixture(bundle.student, 2)
+    p = mixture_over_codes(bundle.student, 2)
     exact = float((p * (p.log() - chain.log_likelihood(STATES.clean))).sum())
     biases = []
     for num_first, num_others in ((8, 2), (2**12, 64)):
@@ -111,7 +111,7 @@ def test_the_note_states_the_bias_of_a_divergence(bundle, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [16, [16, 9, 4]], ids=["equal", "padded"])  # equal rows share a pass
-@pytest.mark.parametrize("sampler", DRAWING)
+@pytest.mark.parametrize("sampler", WITH_CODES)
 def test_samples_do_not_depend_on_the_batch(wide, make_discriminator, make_dit, sampler, length):
     bundle = replace(wide, discriminator=make_discriminator(make_dit(vocab_size=40, length=16)))
     samples = [
@@ -163,14 +163,14 @@ def test_a_shared_pass_gives_each_request_its_codes(wide):
         torch.testing.assert_close(features, alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", sorted({*samplers_of("absorbing")} - {*DRAWING}))
-def test_other_samplers_are_refused(bundle, sampler):
+@pytest.mark.parametrize("sampler", sorted({*samplers_of("absorbing")} - {*WITH_CODES}))
+def test_samplers_that_draw_no_codes_are_refused(bundle, sampler):
     with pytest.raises(UsageError, match="reads latent codes, which only ancestral, guided, tau-leaping") as caught:
         didi.generate(bundle, num_samples=2, nfe=SAMPLERS[sampler][0].num_moves or 2, sampler=sampler)
     assert "\n" not in str(caught.value)
 
 
-def test_single_precision_draws_are_refused(bundle):
+def test_draws_in_float32_are_refused(bundle):
     with pytest.raises(UsageError, match="in float64 supports; got ancestral in float32: choose one of these"):
         didi.generate(bundle, num_samples=2, nfe=2, precision="float32")
 
@@ -181,24 +181,24 @@ def test_a_likelihood_is_refused(bundle):
 
 
 @pytest.mark.parametrize("method", ["ancestral", "guided", "trunk", "guided floor", "passes"])
-def test_timed_networks_read_codes(bundle, method):
+def test_measurements_of_speed_run_networks_that_read_codes(bundle, method):
     draw_function(bundle, method, Workload(2, LENGTH, 2))()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("numerics", ["int8", "bfloat16"])
-def test_a_cheaper_network_reads_codes(wide, numerics):
-    cheap, z = for_inference(wide, numerics).student, torch.arange(16)[None]
+def test_int8_and_bfloat16_networks_read_codes(wide, numerics):
+    low_precision, z = for_inference(wide, numerics).student, torch.arange(16)[None]
     for codes in (torch.zeros_like(z), z % 8):
-        exact, approximate = (network.features(z, None, None, codes) for network in (wide.student, cheap))
+        exact, approximate = (network.features(z, None, None, codes) for network in (wide.student, low_precision))
         assert (approximate - exact).norm() / exact.norm() < 0.2
 
 
 def test_a_saved_bundle_is_loaded_with_its_codes(bundle, tmp_path):
-    back = load(save(bundle, tmp_path / "bundle"))
-    assert back.student.config == bundle.student.config
+    loaded = load(save(bundle, tmp_path / "bundle"))
+    assert loaded.student.config == bundle.student.config
     assert torch.equal(
-        didi.generate(back, num_samples=9, nfe=2).tokens, didi.generate(bundle, num_samples=9, nfe=2).tokens
+        didi.generate(loaded, num_samples=9, nfe=2).tokens, didi.generate(bundle, num_samples=9, nfe=2).tokens
     )
     config = tmp_path / "bundle/student/config.json"
     config.write_text(config.read_text().replace('"num_codes": 2', '"num_codes": 100000'))

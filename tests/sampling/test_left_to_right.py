@@ -11,7 +11,7 @@ from didi.sampling.base import time_grid
 from didi.sampling.token_distribution import TokenDistribution
 
 VOCAB, LENGTH = 11, 12
-KINDS = {"baseline": {"mask_id": VOCAB - 1}, "public": {"mask_id": None, "begin_id": 3, "is_tied": True}}
+KINDS = {"with mask": {"mask_id": VOCAB - 1}, "as GPT-2": {"mask_id": None, "begin_id": 3, "is_tied": True}}
 NUM_GIVEN = (0, 5, 1, LENGTH, 11, 5)
 """Number of given tokens of each sequence of a batch."""
 
@@ -29,6 +29,7 @@ def network(request):
 
 
 def batch(num_given=NUM_GIVEN):
+    """A canvas whose rows have the given numbers of prompt tokens."""
     tokens = torch.randint(0, VOCAB - 1, (len(num_given), LENGTH), generator=torch.Generator().manual_seed(0))
     return Canvas.given(tokens, torch.arange(LENGTH) >= torch.tensor(num_given)[:, None])
 

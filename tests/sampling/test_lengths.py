@@ -50,7 +50,7 @@ def test_samples_of_several_lengths_equal_those_of_one_length(bundle, sampler):
     assert torch.equal(in_parts.tokens, together.tokens)
 
 
-def test_samples_are_residues_between_a_begin_and_an_end(bundle):
+def test_samples_are_residues_between_a_begin_and_an_end_symbol(bundle):
     drawn = generate(bundle, num_samples=40, nfe=2, length=LENGTHS)
     for text, row, length in zip(drawn.texts, drawn.tokens, drawn.lengths, strict=True):
         assert row[0] == 0
@@ -65,7 +65,7 @@ def test_the_texts_of_a_move_have_masks_and_their_own_lengths(bundle):
     assert [len(text.replace("[MASK]", "-")) for text in first.texts] == [3, 9]
 
 
-def test_given_residues_stand_after_the_begin(bundle):
+def test_given_residues_follow_the_begin_symbol(bundle):
     drawn = generate(bundle, num_samples=3, nfe=2, length=[6, 9], infill="MK[MASK]V")
     assert all(text[:2] + text[3] == "MKV" for text in drawn.texts)
     assert [len(text) for text in drawn.texts] == [6, 9, 6]
@@ -75,7 +75,7 @@ def test_given_residues_stand_after_the_begin(bundle):
     assert [len(text) for text in both.texts] == [6, 9, 6, 9]
 
 
-def test_the_context_includes_the_frame(bundle):
+def test_begin_and_end_count_towards_the_context_length(bundle):
     assert len(generate(bundle, num_samples=1, nfe=1).texts[0]) == 10
     for length, message in ((11, r"length lies in \[1, 10\]; got 11"), ([], "length is one value or more")):
         with pytest.raises(UsageError, match=message):
@@ -90,7 +90,7 @@ def test_a_frame_is_given_and_padding_is_not_real():
     assert canvas.lengths == [6, 6]
 
 
-def test_lengths_of_texts_and_of_autoregressive_models(make_dit):
+def test_networks_without_a_frame_sample_several_lengths(make_dit):
     network = make_dit(vocab_size=8, length=9)
     torch.manual_seed(0)
     shape = AutoregressiveConfig(vocab_size=8, mask_id=7, length=9, hidden_size=8, num_blocks=1, num_heads=2)
@@ -104,6 +104,6 @@ def test_lengths_of_texts_and_of_autoregressive_models(make_dit):
             assert [together.texts[row] for row in rows] == [alone.texts[row] for row in rows]
 
 
-def test_the_prior_masks_residues_alone(bundle):
+def test_the_prior_masks_residues_only(bundle):
     canvas = framed(Canvas.blank(1, 3), Frame.of(bundle.teacher), 7)
     assert bundle.process.prior(canvas).tolist() == [[0, MASK_ID, MASK_ID, MASK_ID, 2, 1, 1]]

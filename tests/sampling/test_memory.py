@@ -26,7 +26,9 @@ def bundle():
     return didi.load("tiny-news")
 
 
-class Constant:
+class ConstantJudge:
+    """A judge that gives each text the same score."""
+
     name = "constant"
 
     def score(self, texts, tokens):
@@ -42,7 +44,7 @@ def set_free_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("sampler", samplers_of("absorbing"))
-def test_a_larger_batch_needs_more(bundle, sampler):
+def test_a_larger_batch_needs_more_memory(bundle, sampler):
     needed = [batch_bytes(bundle, SamplingOptions(sampler), 128, 8, size) for size in (1, 64, 4096)]
     assert 2**20 < needed[0] < needed[1] < needed[2]
 
@@ -55,8 +57,8 @@ def test_a_trunk_in_bfloat16_needs_half_of_the_activations(bundle):
     assert alone - converted == pytest.approx(trunk / 2)
 
 
-def test_a_larger_move_needs_more(bundle):
-    """The moves of the cosine grid differ in size; two times make one move."""
+def test_a_larger_move_needs_more_memory(bundle):
+    """The moves of the cosine grid and of the third set of times differ in size; the last times make one move."""
     kinds = [
         SamplingOptions(),
         SamplingOptions(grid="cosine"),
@@ -86,7 +88,7 @@ def test_a_schedule_that_may_change_is_read_at_every_call(bundle):
     assert batch_bytes(other, SamplingOptions(), 128, 8, 64) > even
 
 
-def test_a_measured_peak_is_within_the_estimate(bundle):
+def test_the_estimate_is_near_a_measured_peak(bundle):
     """Measured: 583 MiB of 32 sequences in one move, at 8,192 symbols and 128 hidden units."""
     assert batch_bytes(bundle, SamplingOptions(), 128, 1, 32) / 2**20 == pytest.approx(583, rel=0.25)
 
@@ -98,7 +100,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(bundle,
         didi.stream(bundle, num_samples=100_000, options=options)
     fits = int(str(caught.value).split("batch_size to ")[1].split()[0])
     assert batch_bytes(bundle, options, 128, 8, fits) <= 2**30 < batch_bytes(bundle, options, 128, 8, fits + 1)
-    check_batch(bundle, options, 128, 8, fits)  # no batch is larger than the set
+    check_batch(bundle, options, 128, 8, fits)  # a batch has at most as many sequences as the sample set
 
 
 def test_candidates_that_do_not_fit_are_refused_with_the_most_that_do(bundle, set_free_memory):
@@ -119,7 +121,7 @@ def test_an_evaluation_refuses_a_row_that_does_not_fit_before_it_samples_the_fir
             num_samples=1,
             sampler=["ancestral", "guided"],
             options=options,
-            judge=Constant(),
+            judge=ConstantJudge(),
             on_set=measured.append,
         )
     assert not measured
@@ -139,7 +141,7 @@ def test_a_sample_set_that_does_not_fit_is_refused(bundle):
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("x\ny"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_memory_that_runs_out_is_one_line(error):
+def test_running_out_of_memory_is_reported_in_one_line(error):
     with pytest.raises(DidiError, match=r"^out of memory in a batch of 7: lower batch_size$"), out_of_memory(7):
         raise error
     with pytest.raises(ZeroDivisionError), out_of_memory(7):

@@ -57,7 +57,7 @@ def test_samples_have_the_distribution_of_the_mixture(bundle, state, token_distr
     assert float(possible[drawn].double().mean()) > 0.95
 
 
-def test_from_masks_only_it_is_ancestral_sampling_with_one_move(bundle):
+def test_one_step_sampling_from_masks_only_is_ancestral_sampling_with_one_move(bundle):
     rows = ExactRows(bundle)
     one_step_probs, ancestral_probs = (
         rows.distribution(2, SamplingOptions(sampler=name, role="teacher"), 1) for name in ("one-step", "ancestral")
@@ -71,7 +71,7 @@ def test_the_noise_of_a_sequence_does_not_depend_on_the_batch(bundle):
     assert not torch.equal(didi.generate(bundle, num_samples=7, seed=4).tokens, whole)
 
 
-def test_a_sample_costs_one_pass_in_one_move(bundle):
+def test_a_sample_needs_one_pass_in_one_move(bundle):
     (move,) = didi.stream(bundle, num_samples=5)
     assert (move.number, move.t, move.network_passes.tolist()) == (1, 0.0, [1] * 5)
     assert move.is_changed.all()
@@ -79,7 +79,7 @@ def test_a_sample_costs_one_pass_in_one_move(bundle):
     assert (drawn.nfe, drawn.sampler) == (1, "one-step")
 
 
-def test_given_tokens_stand_in_the_initial_state(bundle, monkeypatch):
+def test_the_initial_state_contains_the_given_tokens(bundle, monkeypatch):
     tokens = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 0]])
     is_free = torch.tensor([[False, True, True], [True, True, False], [False, False, False]])
     canvas, inputs = Canvas.given(tokens, is_free), []
@@ -107,7 +107,7 @@ def test_another_number_of_moves_is_refused(bundle, nfe):
     assert didi.generate(bundle, nfe=nfe, num_samples=1, sampler="ancestral").nfe == nfe
 
 
-def test_it_is_the_default_of_a_student_with_an_initial_state(bundle):
+def test_one_step_sampling_is_the_default_of_a_student_with_an_initial_state(bundle):
     plain = replace(bundle, initial_state=None)
     assert sampler_of(bundle, SamplingOptions()) == sampler_of(bundle, SamplingOptions(role="student")) == "one-step"
     assert sampler_of(bundle, SamplingOptions(role="teacher")) == "ancestral"
@@ -125,7 +125,7 @@ def test_the_initial_state_of_the_options_overrides_that_of_the_bundle(bundle):
     assert not torch.allclose(ExactRows(bundle).distribution(2, other, 1), expected, rtol=0.02)
 
 
-def test_the_record_has_the_initial_state(bundle):
+def test_the_sampling_record_contains_the_initial_state(bundle):
     record = sampling_record(bundle, SamplingOptions(), nfe=1, length=LENGTH)
     assert (record["sampler"], record["initial_state"]) == ("one-step", {"mask_ratio": 0.7, "noise_std": 0.3})
     teacher_record = sampling_record(bundle, SamplingOptions(role="teacher"), nfe=16, length=LENGTH)
@@ -133,20 +133,20 @@ def test_the_record_has_the_initial_state(bundle):
 
 
 @pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
-def test_cheaper_networks_read_embeddings_too(bundle, numerics):
-    cheap = for_inference(bundle, numerics)
-    tokens = torch.randint(3, (2, LENGTH))
+def test_int8_and_bfloat16_networks_read_embeddings(bundle, numerics):
+    low_precision = for_inference(bundle, numerics)
+    tokens = torch.randint(3, (2, LENGTH), generator=torch.Generator().manual_seed(0))
     exact = bundle.student.features_of_embeddings(bundle.student.embed(tokens))
     with torch.inference_mode():
-        approximate = cheap.student.features_of_embeddings(cheap.student.embed(tokens))
+        approximate = low_precision.student.features_of_embeddings(low_precision.student.embed(tokens))
     torch.testing.assert_close(approximate, exact, rtol=0.2, atol=0.2)
     assert not torch.equal(approximate, exact)
-    assert didi.generate(cheap, num_samples=2).network_passes.tolist() == [1, 1]
+    assert didi.generate(low_precision, num_samples=2).network_passes.tolist() == [1, 1]
 
 
-def test_in_a_larger_vocabulary_the_mask_is_never_drawn(make_dit):
+def test_the_mask_is_never_drawn_and_all_other_symbols_can_be(make_dit):
     bundle = Bundle(student=make_dit(vocab_size=9, length=20), initial_state=InitialState(0.5, 0.1))
-    assert int(didi.generate(bundle, num_samples=64).tokens.max()) == 7
+    assert didi.generate(bundle, num_samples=64).tokens.unique().tolist() == list(range(8))
 
 
 @pytest.fixture
@@ -180,8 +180,7 @@ def test_the_commands_use_one_step_sampling_by_default(saved, tmp_path, capsys, 
     assert {(row["sampler"], row["nfe"], row["initial_state"]["noise_std"]) for row in rows} == {("one-step", 1, 0.1)}
     flags = ["--num-samples", "4", "--out", str(tmp_path / "out"), "--role", "student", "teacher", "--nfe", "1", "2"]
     run("evaluate", "--model", saved, *flags)
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    rows = metrics["rows"] if isinstance(metrics, dict) else metrics
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
     settings = [(row["role"], row["sampler"], row["nfe"], row["settings"]) for row in rows]
     assert settings == [
         ("student", "one-step", 1, "mask_ratio 0.5, noise_std 0.1"),

@@ -1,6 +1,7 @@
-"""A mask in a prompt takes one space before it, and no other whitespace."""
+"""One space before a mask in a prompt is removed; other whitespace is kept."""
 
 import pytest
+from tokenizers import Tokenizer, models
 
 import didi
 from didi.errors import UsageError
@@ -13,7 +14,7 @@ def bundle():
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "expected"),
     [
         ("a [MASK] b", "a[MASK] b"),
         ("a\n[MASK] b", "a\n[MASK] b"),
@@ -23,9 +24,9 @@ def bundle():
         ("[MASK]\n\n[MASK] [MASK]b", "[MASK]\n\n[MASK][MASK]b"),
     ],
 )
-def test_whitespace_before_a_mask_is_kept(bundle, text, kept):
+def test_one_space_before_a_mask_is_removed_and_other_whitespace_is_kept(bundle, text, expected):
     tokenizer = bundle.tokenizer
-    assert tokenizer.decode(prompt_ids(tokenizer, text), skip_special_tokens=False) == kept
+    assert tokenizer.decode(prompt_ids(tokenizer, text), skip_special_tokens=False) == expected
 
 
 def test_a_filled_text_keeps_its_lines(bundle):
@@ -34,14 +35,12 @@ def test_a_filled_text_keeps_its_lines(bundle):
     assert "\n\t" in text
 
 
-def test_words_need_no_whitespace_between_them():
+def test_a_word_level_tokenizer_ignores_whitespace_before_a_mask():
     ids = prompt_ids(didi.load("markov").tokenizer, "s3\n[MASK] s4")
     assert ids == [3, 32, 4]
 
 
 def test_an_infill_text_needs_a_tokenizer_with_a_mask(bundle):
-    from tokenizers import Tokenizer, models
-
     other = didi.Bundle(student=bundle.student, tokenizer=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
     with pytest.raises(UsageError, match=r"needs a tokenizer with \[MASK\]; this one has none"):
         canvas_from_prompt(other, 8, infill="a [MASK]")

@@ -112,7 +112,7 @@ def test_a_text_is_one_prompt_and_a_generator_is_several(bundle):
 
 @pytest.mark.parametrize("fields", [{"seed": 1.5}, {"seed": "x"}, {"prefix": 1}, {"infill": b"a"}])
 @pytest.mark.usefixtures("unchecked")
-def test_a_prompt_checks_its_fields(fields):
+def test_fields_of_a_prompt_with_another_type_are_refused(fields):
     with pytest.raises(UsageError, match=f"{next(iter(fields))} is a"):
         Prompt(**fields)
 

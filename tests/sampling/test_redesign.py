@@ -31,7 +31,7 @@ class Family(Esm2):
     def __init__(self, members):
         super().__init__(SHAPE)
         vocab = protein_tokenizer().get_vocab()
-        self.register_buffer("ids", torch.tensor([[vocab[letter] for letter in one] for one in members]))
+        self.register_buffer("ids", torch.tensor([[vocab[letter] for letter in member] for member in members]))
         self.register_buffer("weights", torch.tensor(list(members.values()), dtype=torch.float64))
 
     def features(self, inputs, sigma=None, attention_mask=None):
@@ -54,14 +54,14 @@ def test_sampled_residues_follow_the_conditional_distribution_of_the_teacher(chi
     bundle = Bundle(teacher=Family(FAMILY).eval(), tokenizer=protein_tokenizer())
     prompt = redesign_prompt("MKWWYI", redesign=["3-4"])
     drawn = generate(bundle, prompts=[prompt], num_samples=2000, sampler="first-hitting", batch_size=500).texts
-    # Of the family, MK..YI has these two; the four others differ in a residue that is kept.
-    fitting = {one: weight for one, weight in FAMILY.items() if re.fullmatch("MK..YI", one)}
+    # Two proteins of the family have the kept residues MK..YI.
+    fitting = {protein: weight for protein, weight in FAMILY.items() if re.fullmatch("MK..YI", protein)}
     assert fitting == {"MKTAYI": 0.3, "MKCWYI": 0.1}
     counts = Counter(drawn)
     assert set(counts) == set(fitting)
-    draws = torch.tensor([list(fitting).index(one) for one in drawn])
+    draws = torch.tensor([list(fitting).index(protein) for protein in drawn])
     assert chi_square(draws, torch.tensor([0.75, 0.25], dtype=torch.float64)) > 1e-3
-    # Two regions at once: residues 2 and 5 to 6, with a third part of the family.
+    # Two regions at once, residues 2 and 5 to 6: M.TA.. leaves MKTAYI with weight 0.3 and MKTAFI with 0.2.
     drawn = generate(
         bundle,
         prompts=[redesign_prompt("MATAAA", redesign=["2", "5-6"])],
@@ -85,23 +85,23 @@ def test_kept_residues_never_change(bundle, sampler):
     patterns = ["MK...IAK.RQISFVKSHFS", "...AYI...R..........", "MK.........IAKQRQISFVKS.", ".MK.."]
     for number, pattern in enumerate(patterns):
         texts = drawn.texts[6 * number : 6 * number + 6]
-        assert all(re.fullmatch(pattern, one) for one in texts), pattern
+        assert all(re.fullmatch(pattern, text) for text in texts), pattern
         assert len(set(texts)) > 1
     alone = generate(bundle, prompts=prompts[2:3], num_samples=6, nfe=3, sampler=sampler)
-    assert alone.texts == drawn.texts[12:18]  # whatever is padded beside it
+    assert alone.texts == drawn.texts[12:18]  # other prompts of the batch change its padding only
 
 
-def test_proteins_that_share_the_kept_residues_have_samples_of_their_own(bundle):
-    one, other = (redesign_prompt(text, redesign=["3-5"]) for text in ("MKTAYIAKQR", "MKWWWIAKQR"))
-    assert one.infill == other.infill
-    assert len({prompt.own_seed(seed) for prompt in (one, other) for seed in (0, 1)}) == 4
-    drawn = generate(bundle, prompts=[one, other, one], num_samples=6, nfe=3).texts
+def test_proteins_that_share_the_kept_residues_have_different_samples(bundle):
+    first, second = (redesign_prompt(text, redesign=["3-5"]) for text in ("MKTAYIAKQR", "MKWWWIAKQR"))
+    assert first.infill == second.infill
+    assert len({prompt.own_seed(seed) for prompt in (first, second) for seed in (0, 1)}) == 4
+    drawn = generate(bundle, prompts=[first, second, first], num_samples=6, nfe=3).texts
     assert drawn[:6] == drawn[12:] != drawn[6:12]
-    recorded = Prompt(infill=other.infill, seed=other.own_seed(0), length=10)  # the fields of a line of JSON
+    recorded = Prompt(infill=second.infill, seed=second.own_seed(0), length=10)  # as in a line of the JSON output
     assert generate(bundle, prompts=[recorded], num_samples=6, nfe=3, seed=5).texts == drawn[6:12]
 
 
-def test_a_prompt_has_the_length_and_the_places_of_its_regions():
+def test_a_prompt_has_the_length_and_the_positions_of_its_regions():
     prompt = redesign_prompt(PROTEIN, redesign=["18-20:1", "3-5:9"], seed=4)
     assert (prompt.length, prompt.seed, sampled_positions(prompt)) == (20 + 6 - 2, 4, "3-11,24")
     assert prompt.infill == "MK" + "[MASK]" * 9 + "IAKQRQISFVKS[MASK]"
@@ -139,9 +139,9 @@ def test_regions_that_do_not_fit_are_refused(arguments, message):
         redesign_prompt(**({"residues": PROTEIN} | arguments))
 
 
-def test_a_prompt_of_its_own_length_does_not_change_the_others(bundle):
+def test_the_length_of_one_prompt_does_not_change_the_samples_of_others(bundle):
     texts = generate(bundle, prompts=[Prompt(prefix="MK", length=4), "AC"], length=[7, 9], num_samples=3, nfe=2).texts
-    assert [len(one) for one in texts] == [4, 4, 4, 7, 9, 7]
+    assert [len(text) for text in texts] == [4, 4, 4, 7, 9, 7]
     assert texts[3:] == generate(bundle, prompts=["AC"], length=[7, 9], num_samples=3, nfe=2).texts
     for length, message in ((39, r"length lies in \[1, 38\]; got 39"), (1, "a prompt has at most 1 tokens here")):
         with pytest.raises(UsageError, match=message):

@@ -59,13 +59,13 @@ def bundle(make_dit, make_discriminator):
     )
 
 
-def test_the_table_above_covers_every_sampler_and_own_setting():
+def test_the_tables_of_this_file_cover_every_sampler_and_setting():
     assert {*OWN_SETTINGS, "grid", "times"} == set(READERS)
     assert set(MASKED) == ON_A_GRID | {"first-hitting", "entropy-bounded", "one-step"}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_entries_of_one_name_agree_in_what_is_read_from_the_first(sampler):
+def test_entries_of_a_sampler_name_agree_in_grid_number_of_moves_and_defaults(sampler):
     first, *others = (
         (
             kind.ignores_grid,
@@ -101,7 +101,7 @@ def test_a_setting_is_accepted_if_and_only_if_it_is_read(bundle, sampler, settin
 
 
 @pytest.mark.parametrize("setting", READERS)
-def test_an_autoregressive_network_reads_none_of_them(bundle, setting):
+def test_an_autoregressive_network_reads_none_of_the_settings(bundle, setting):
     options = SamplingOptions(role="autoregressive", **{setting: VALUES[setting]})
     with pytest.raises(UsageError, match=f"does not read {setting}"):
         make_sampler(bundle, options, 2)
@@ -117,7 +117,7 @@ def test_every_sampler_gets_the_common_options(bundle, sampler):
 
 
 @pytest.mark.parametrize("sampler", MASKED)
-def test_settings_that_are_left_out_are_the_defaults_of_the_sampler(bundle, sampler):
+def test_settings_that_are_left_out_have_the_defaults_of_the_sampler(bundle, sampler):
     built = make_sampler(bundle, SamplingOptions(sampler), 2)
     defaults = {field.name: field.default for field in fields(built)}
     for name in OWN_SETTINGS:

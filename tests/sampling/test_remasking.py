@@ -1,3 +1,5 @@
+"""Remasking (ReMDM): the exact distribution of samples, the share of masks in each move, and the settings."""
+
 import itertools
 
 import pytest
@@ -15,40 +17,24 @@ LOG_LINEAR = Absorbing(3)
 STRONG = [Remasking("cap", 0.4), Remasking("rescale", 0.7), Remasking("rescale", 1.0, t_on=0.8, t_off=0.3)]
 
 
-def remasking_distribution(world, table, remasking, process, nfe):
+def remasking_distribution(enumerated, table, remasking, process, nfe):
     """Exact distribution of the clean sequences, by enumeration of the 16 states."""
-    times = time_grid(nfe).tolist()
-    alphas = [float(alpha_at(process.schedule, t)) for t in time_grid(nfe)]
-    probs = table[..., :3].double().softmax(-1)
-    state_probs = torch.zeros(16, dtype=torch.float64)
-    state_probs[-1] = 1
-    for t, (alpha_t, alpha_s) in zip(times, itertools.pairwise(alphas), strict=False):
-        remask = remasking.probability(t, alpha_t, alpha_s)
+    probs, state_probs = table[..., :3].double().softmax(-1), enumerated.all_masked()
+    for t, s in itertools.pairwise(time_grid(nfe)):
+        alpha_t, alpha_s = (float(alpha_at(process.schedule, time)) for time in (t, s))
+        remask = remasking.probability(float(t), alpha_t, alpha_s)
         reveal = (alpha_s - (1 - remask) * alpha_t) / (1 - alpha_t)
-        after = torch.zeros(16, dtype=torch.float64)
-        for state, mass in zip(world.STATES.tolist(), state_probs.tolist(), strict=True):
-            options = []
-            for position, token in enumerate(state):
-                if token != world.MASK:
-                    options.append([(token, 1 - remask), (world.MASK, remask)])
-                else:
-                    revealed = probs[state[0] * 4 + state[1], position].tolist()
-                    options.append([(k, reveal * revealed[k]) for k in range(3)] + [(world.MASK, 1 - reveal)])
-            for (first, p), (second, q) in itertools.product(*options):
-                after[first * 4 + second] += mass * p * q
-        state_probs = after
-    clean = state_probs[world.index(world.CLEAN)]
-    assert float(clean.sum()) == pytest.approx(1)
-    return clean
+        state_probs = enumerated.after_move(state_probs, probs, reveal, remask)
+    return enumerated.of_clean(state_probs)
 
 
 @pytest.mark.parametrize("remasking", STRONG, ids=["cap", "rescale", "switch"])
 @pytest.mark.parametrize("name", ["log-linear", "cosine"])
-def test_samples_follow_the_exact_distribution(world, tabular, draw, chi_square, remasking, name):
+def test_samples_follow_the_exact_distribution(enumerated, tabular, draw, chi_square, remasking, name):
     process = Absorbing(3, schedule_from_name(name))
-    steps, drawn = draw(RemaskingSampler(tabular(world.table), process, remasking), num=NUM, nfe=4)
-    assert chi_square(drawn, remasking_distribution(world, world.table, remasking, process, 4)) > 1e-3
-    z = torch.full((NUM, 2), world.MASK)
+    steps, drawn = draw(RemaskingSampler(tabular(enumerated.table), process, remasking), num=NUM, nfe=4)
+    assert chi_square(drawn, remasking_distribution(enumerated, enumerated.table, remasking, process, 4)) > 1e-3
+    z = torch.full((NUM, 2), enumerated.MASK)
     for step in steps:
         assert torch.equal(step.is_changed, step.z != z)
         z = step.z
@@ -56,11 +42,11 @@ def test_samples_follow_the_exact_distribution(world, tabular, draw, chi_square,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remasking", STRONG, ids=["cap", "rescale", "switch"])
-def test_the_share_of_masks_equals_that_of_the_diffusion(world, tabular, draw, remasking):
+def test_the_share_of_masks_is_that_of_the_forward_process(enumerated, tabular, draw, remasking):
     process = Absorbing(3, schedule_from_name("cosine"))
-    steps, _ = draw(RemaskingSampler(tabular(world.table), process, remasking), num=NUM, nfe=8)
+    steps, _ = draw(RemaskingSampler(tabular(enumerated.table), process, remasking), num=NUM, nfe=8)
     for step in steps[:-1]:
-        share = float((step.z == world.MASK).double().mean())
+        share = float((step.z == enumerated.MASK).double().mean())
         expected = 1 - float(process.schedule.alpha(torch.tensor(step.t, dtype=torch.float64)))
         assert share == pytest.approx(expected, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
@@ -72,23 +58,23 @@ def test_tokens_are_masked_again_in_the_moves_from_t_on_to_t_off_both_included()
     assert Remasking("rescale", 0.5).probability(0.1, 0.5, 0.9) == pytest.approx(0.1)
 
 
-def test_without_remasking_it_is_ancestral_sampling(world, tabular, draw, chi_square):
-    _, drawn = draw(RemaskingSampler(tabular(world.table), LOG_LINEAR, Remasking(eta=0.0)), num=NUM, nfe=4)
-    assert chi_square(drawn, world.sample_probs([world.table] * 4, LOG_LINEAR)) > 1e-3
+def test_without_remasking_it_is_ancestral_sampling(enumerated, tabular, draw, chi_square):
+    _, drawn = draw(RemaskingSampler(tabular(enumerated.table), LOG_LINEAR, Remasking(eta=0.0)), num=NUM, nfe=4)
+    assert chi_square(drawn, enumerated.sample_probs([enumerated.table] * 4, LOG_LINEAR)) > 1e-3
 
 
 @pytest.mark.slow
-def test_remasking_corrects_the_errors_of_a_coarse_grid(world, tabular, draw, chi_square):
-    # Gibbs-like resampling under the exact posterior leads back to the data distribution, which 4 moves without it
-    # miss.
-    table = tabular(world.exact_table())
-    _, drawn = draw(RemaskingSampler(table, LOG_LINEAR, Remasking("rescale", 1.0)), num=NUM, nfe=64)
-    assert chi_square(drawn, world.data_probs) > 1e-3
+def test_many_remasking_moves_of_the_exact_posterior_give_the_data_distribution(enumerated, tabular, draw, chi_square):
+    sampler = RemaskingSampler(tabular(enumerated.exact_table()), LOG_LINEAR, Remasking("rescale", 1.0))
+    _, drawn = draw(sampler, num=NUM, nfe=64)
+    assert chi_square(drawn, enumerated.data_probs) > 1e-3
+    _, drawn = draw(sampler, num=NUM, nfe=4)
+    assert chi_square(drawn, enumerated.data_probs) < 1e-6
 
 
-def test_prompts_stay(world, tabular, canvas_of):
-    z = torch.tensor([[1, world.MASK], [2, 0]])
-    sampler = RemaskingSampler(tabular(world.table), LOG_LINEAR, Remasking("rescale", 1.0))
+def test_prompts_are_kept(enumerated, tabular, canvas_of):
+    z = torch.tensor([[1, enumerated.MASK], [2, 0]])
+    sampler = RemaskingSampler(tabular(enumerated.table), LOG_LINEAR, Remasking("rescale", 1.0))
     for step in sampler(canvas_of(z), time_grid(16), SequenceNoise(0, range(2))):
         assert step.z[0, 0] == 1
         assert step.z[1].tolist() == [2, 0]

@@ -53,7 +53,7 @@ def repetitive(tokens, settings):
 
 
 @torch.no_grad()
-def by_loops(network, index, settings, nfe):
+def reference_decoding(network, index, settings, nfe):
     """One sequence as the public code decodes it, move by move, and its network passes."""
     noise = SequenceNoise(3, [index])
     z, states, passes = torch.full((LENGTH,), MASK), [], 0
@@ -86,7 +86,7 @@ def test_moves_follow_the_public_algorithm(network, settings, nfe):
         moves = list(sampler(Canvas.blank(NUM, LENGTH), time_grid(nfe), SequenceNoise(3, range(NUM))))
     total = sum(move.network_passes for move in moves).tolist()
     for index in range(NUM):
-        states, passes = by_loops(network, index, settings, nfe)
+        states, passes = reference_decoding(network, index, settings, nfe)
         for move, state in zip(moves, states, strict=True):
             assert torch.equal(move.z[index], state)
         assert total[index] == passes

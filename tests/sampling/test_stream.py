@@ -87,7 +87,7 @@ def test_a_prompt_without_free_positions_is_returned_unchanged(bundle, passes, s
         assert not move.is_changed.any()
         assert not move.network_passes.any()
         assert not move.discriminator_passes.any()
-    assert not passes or sampler == "published"  # which runs the network in every move
+    assert not passes or sampler == "published"  # the published sampler runs the network in every move
     assert didi.generate(bundle, num_samples=3, nfe=4, prefix=prefix, sampler=sampler).texts == [prefix] * 3
 
 
@@ -118,13 +118,13 @@ def test_a_canvas_without_prompt_is_free_and_wrong_prompts_are_refused(bundle):
 
 @pytest.mark.parametrize("times", [(1.0, 1e-17, 0.0), (1.0, 0.5, 5e-324, 0.0), (1.0, 0.5, 0.5 - 1e-17, 0.0)])
 @pytest.mark.parametrize("sampler", ["ancestral", "remasking", "tau-leaping"])
-def test_times_without_a_move_between_them_are_refused(bundle, times, sampler):
+def test_times_with_equal_signal_rates_are_refused(bundle, times, sampler):
     with pytest.raises(UsageError, match=r"are equal in float64: leave one|times fall from 1 to 0"):
         didi.stream(bundle, times=times, sampler=sampler)
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "guided", "tau-leaping", "confidence", "remasking", "published"])
-def test_close_times_are_sampled_if_their_rates_differ(bundle, sampler):
+def test_close_times_are_sampled_if_their_signal_rates_differ(bundle, sampler):
     for times in ((1.0, 2e-16, 0.0), (1.0, 1 - 2e-16, 0.0), (1.0, 0.5, 0.5 - 1e-16, 0.0)):
         *_, last = didi.stream(bundle, num_samples=3, times=times, sampler=sampler)
         assert (last.tokens != MASK).all()

@@ -1,3 +1,5 @@
+"""Temperature and top-p of the distribution from which samplers draw tokens."""
+
 import pytest
 import torch
 
@@ -36,13 +38,13 @@ def test_the_most_probable_token_is_always_kept():
     assert (actual > -torch.inf).sum(-1).tolist() == [1, 1]
 
 
-def test_samplers_draw_from_the_modified_distribution(world, tabular, draw, chi_square):
+def test_samplers_draw_from_the_modified_distribution(enumerated, tabular, draw, chi_square):
     log_linear = Absorbing(3)
     token_distribution = TokenDistribution(temperature=0.8, top_p=0.7)
-    modified = token_distribution.log_probs(world.table.flatten(0, 1), world.MASK).view_as(world.table)
+    modified = token_distribution.log_probs(enumerated.table.flatten(0, 1), enumerated.MASK).view_as(enumerated.table)
     for sampler in (Ancestral, Published):
-        _, drawn = draw(sampler(tabular(world.table), log_linear, token_distribution), num=3000, nfe=2)
-        assert chi_square(drawn, world.sample_probs([modified] * 2, log_linear)) > 1e-3
+        _, drawn = draw(sampler(tabular(enumerated.table), log_linear, token_distribution), num=3000, nfe=2)
+        assert chi_square(drawn, enumerated.sample_probs([modified] * 2, log_linear)) > 1e-3
 
 
 @pytest.mark.parametrize(

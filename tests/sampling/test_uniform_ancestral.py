@@ -1,3 +1,5 @@
+"""Ancestral sampling of uniform-state diffusion for independent positions, where it is exact in any number of moves."""
+
 import math
 from itertools import pairwise
 
@@ -39,11 +41,9 @@ def test_samples_of_independent_positions_are_exact_in_any_number_of_moves(chi_s
     assert (last.network_passes == 1).all()
 
 
-def test_the_head_reads_about_2_l_ln_n_positions_in_n_moves(unchecked):
-    sampler, uniforms = (
-        UniformAncestral(Constant(), Uniform(3)),
-        (torch.arange(4000, dtype=torch.float64)[None] + 0.5) / 4000,
-    )
+def test_the_head_reads_about_2_ln_n_times_each_position_in_n_moves(unchecked):
+    sampler = UniformAncestral(Constant(), Uniform(3))
+    uniforms = (torch.arange(4000, dtype=torch.float64)[None] + 0.5) / 4000
     for nfe in (16, 64):
         moves = [sampler.move(t, s).before_network(uniforms, uniforms) for t, s in pairwise(time_grid(nfe))]
         shares = [float(early.is_open.double().mean()) for early in moves]
@@ -52,7 +52,7 @@ def test_the_head_reads_about_2_l_ln_n_positions_in_n_moves(unchecked):
         assert sum(shares) == pytest.approx(2 * math.log(nfe), rel=0.03)
 
 
-def test_top_p_cuts_and_given_tokens_stay(unchecked):
+def test_top_p_excludes_unlikely_tokens_and_given_tokens_stay(unchecked):
     sampler = UniformAncestral(Constant(), Uniform(3), TokenDistribution(top_p=0.5))
     is_free = torch.tensor([[True, False, True]]).expand(64, 3)
     canvas = Canvas.given(torch.full((64, 3), 2), is_free)
@@ -61,7 +61,7 @@ def test_top_p_cuts_and_given_tokens_stay(unchecked):
     assert (steps[-1].z[:, [0, 2]] == 0).all()
 
 
-def test_a_bundle_of_uniform_state_diffusion_is_sampled_and_refuses_samplers_of_masks(make_dit):
+def test_a_bundle_of_uniform_state_diffusion_is_sampled_and_refuses_samplers_of_masked_diffusion(make_dit):
     bundle = Bundle(teacher=make_dit(vocab_size=5, length=6, mask_id=None, is_time_conditioned=True))
     whole = generate(bundle, num_samples=5, nfe=4, seed=2)
     assert torch.equal(generate(bundle, num_samples=5, nfe=4, seed=2, batch_size=2).tokens, whole.tokens)

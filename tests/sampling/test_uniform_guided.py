@@ -51,7 +51,7 @@ def corrupted(q, alpha):
 
 
 class Posterior(nn.Module):
-    """The exact network: predicts the clean token at a position given the tokens of the other positions."""
+    """The exact denoiser: predicts the clean token at a position given the tokens of the other positions."""
 
     is_time_conditioned, length, vocab_size = True, LENGTH, NUM
 
@@ -155,16 +155,21 @@ def test_samples_have_the_enumerated_distribution(network, chi_square, guidance)
     p = uniform_guided_distribution(sampler, NUM, LENGTH, times)
     assert float(p.sum()) == pytest.approx(1, abs=1e-9)
     assert chi_square(state_index(moves_of(sampler, num, 3)[-1].z), p) > 1e-3
-    plain = uniform_guided_distribution(sampler_of(network, times, Guidance(0.0, 0.0, num_candidates=1)), NUM, 3, times)
+    plain = uniform_guided_distribution(
+        sampler_of(network, times, Guidance(0.0, 0.0, num_candidates=1)), NUM, LENGTH, times
+    )
     assert float((p - plain).abs().sum()) > 0.05  # guidance has an effect
 
 
-def test_temperature_reaches_guided_draws(network, chi_square):
+def test_temperature_applies_to_guided_draws(network, chi_square):
     times = time_grid(2)
     sampler = sampler_of(network, times, MIXED, token_distribution=TokenDistribution(temperature=0.6))
     p = uniform_guided_distribution(sampler, NUM, LENGTH, times)
     assert chi_square(state_index(moves_of(sampler, 1500, 2)[-1].z), p) > 1e-3
-    assert float((p - uniform_guided_distribution(sampler_of(network, times, MIXED), NUM, 3, times)).abs().sum()) > 0.05
+    assert (
+        float((p - uniform_guided_distribution(sampler_of(network, times, MIXED), NUM, LENGTH, times)).abs().sum())
+        > 0.05
+    )
 
 
 def test_a_re_ranked_move_is_the_sum_over_all_pairs_of_candidates(network):
@@ -213,7 +218,7 @@ def test_tilted_logits_are_the_clamped_gradient_of_the_reward_by_finite_differen
     )
 
 
-def test_the_tilt_of_a_position_does_not_depend_on_other_positions_or_the_size_of_parts(network, monkeypatch):
+def test_tilted_logits_depend_neither_on_which_positions_are_read_nor_on_the_size_of_parts(network, monkeypatch):
     times = tuple(time_grid(4)[1:3])
     sampler, z = sampler_of(network, time_grid(4), TILTED), STATES[:5]
     is_read = torch.rand(z.shape, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -276,9 +281,8 @@ def test_passes_are_counted_and_the_head_runs_where_a_candidate_may_change(q):
         assert set(step.discriminator_passes.unique().tolist()) <= {0, 3}
         assert (step.discriminator_passes >= step.network_passes).all()
     moves_of(sampler_of(tilted := Posterior(q), times, Guidance(tilted_fraction=1.0, initial_scale=1.0)), num, 8)
-    assert (
-        sum(tilted.rows_read) > 8 * num * LENGTH
-    )  # a tilted move reads every position, and those that may change twice
+    # A tilted move reads every position once, and the positions that may change a second time.
+    assert sum(tilted.rows_read) > 8 * num * LENGTH
     assert sum(network.rows_read) < 0.85 * 9 * num * LENGTH
 
 
@@ -287,11 +291,11 @@ def test_candidates_without_a_network_pass_are_ranked(network):
     guidance = Guidance(tilted_fraction=0.0, num_candidates=2, select="best")
     sampler = sampler_of(network, times, guidance)
     step = next(iter(sampler(Canvas.blank(200, LENGTH), times, SequenceNoise(0, range(200)))))
-    is_alone = step.network_passes == 0
-    assert 50 < is_alone.sum() < 190
+    without_pass = step.network_passes == 0
+    assert 50 < without_pass.sum() < 190
     assert (step.discriminator_passes == 2).all()
     scores = sampler.discriminator.by_level[levels(times)[0]]
-    assert scores[state_index(step.z[is_alone])].mean() < scores.mean() - 0.3
+    assert scores[state_index(step.z[without_pass])].mean() < scores.mean() - 0.3
 
 
 def test_given_tokens_stay_and_are_inputs_of_the_discriminator(network):
