@@ -78,8 +78,8 @@ def test_regions_of_a_file_are_redesigned(model, templates, tmp_path, capsys):
     assert [(one["template"], one["sampled"], one["length"]) for one in lines[1:3]] == [
         ("heavy|1", "3-4,6-8", 18), ("record-2", "3-4,6-8", 8),
     ]  # fmt: skip
-    again = {name: lines[3][name] for name in ("infill", "seed", "length")}
-    (tmp_path / "prompts.jsonl").write_text(json.dumps(again))
+    prompt = {name: lines[3][name] for name in ("infill", "seed", "length")}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt))
     prompts = ["--prompts", str(tmp_path / "prompts.jsonl"), "--num-samples", "2"]
     run_generate(["--model", model, *prompts, "--nfe", "2", "--format", "jsonl"])
     assert json.loads(capsys.readouterr().out.splitlines()[1])["text"] == lines[3]["text"]
@@ -107,7 +107,7 @@ def test_wrong_use_of_proteins_is_one_line(model, templates, flags, message):
 
 
 @pytest.mark.slow
-def test_standard_input_holds_proteins_too(model, templates, monkeypatch, capsys):
+def test_proteins_are_read_from_standard_input(model, templates, monkeypatch, capsys):
     flags = ["--model", model, "--redesign", "3-4", "--nfe", "2", "--format", "fasta", "--proteins"]
     run_generate([*flags, templates])
     expected = capsys.readouterr().out

@@ -29,7 +29,7 @@ def test_peers_have_the_shortest_names_that_differ(bundles, names):
     assert list(peers.values()) == list(bundles)
 
 
-def test_a_peer_is_given_once(tmp_path):
+def test_a_repeated_peer_and_peers_at_scale_exact_are_refused(tmp_path):
     with pytest.raises(UsageError, match="--peers names each bundle once; got tiny-news, tiny-news"):
         named_peers(["tiny-news", "tiny-news"])
     with pytest.raises(UsageError, match="leave them out"):

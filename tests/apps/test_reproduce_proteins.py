@@ -1,4 +1,4 @@
-"""``didi reproduce --scale proteins``: Figures 5, 6 and 7 of bundles that are there."""
+"""``didi reproduce --scale proteins``: Figures 5, 6 and 7 of given bundles."""
 
 import json
 import math
@@ -46,7 +46,7 @@ DATA = ProteinData([["MKTAYIAKQR", "ACDEFGHIKL"], ["WWWWWWWWWW"]], [], [*natural
 
 
 class MotifJudge:
-    """Share of intact pairs of the motif; numbers of proteins that were scored are kept."""
+    """Share of adjacent residues that are a pair of the motif; ``num_scored`` counts the scored proteins."""
 
     name, unit, is_higher_better = "motif", "pairs", True
     num_scored = 0
@@ -60,7 +60,7 @@ class MotifJudge:
 
 
 class FoldingJudge(MotifJudge):
-    """It also has scores of residues, and a structure."""
+    """A motif judge with scores of residues and a structure."""
 
     residue_unit = "pLDDT"
 
@@ -73,7 +73,7 @@ class FoldingJudge(MotifJudge):
 
 
 class AlanineJudge(MotifJudge):
-    """It prefers alanine."""
+    """The share of alanine."""
 
     def score(self, sequences):
         return torch.tensor([one.count("A") / len(one) for one in sequences], dtype=torch.float64)
@@ -104,19 +104,19 @@ def bundles(randomise, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Judges and proteins of this file; without mmseqs2."""
+    """Replace judges and proteins by those of this file, without mmseqs2; returns the calls of ``prepare_proteins``."""
     for judge in (MotifJudge, FoldingJudge, AlanineJudge):
         monkeypatch.setitem(JUDGES, judge.__name__, lambda device, judge=judge: judge())
-    asked = []
-    monkeypatch.setattr(proteins, "prepare_proteins", lambda *args, **how: asked.append((args, how)) or DATA)
+    calls = []
+    monkeypatch.setattr(proteins, "prepare_proteins", lambda *args, **how: calls.append((args, how)) or DATA)
     monkeypatch.setattr(mmseqs, "is_available", lambda: False)
     MotifJudge.num_scored = 0
-    return asked
+    return calls
 
 
 @pytest.fixture
 def reproduce(bundles, tmp_path):
-    """Runs the command; returns the report."""
+    """Function that runs the command and returns the report."""
 
     def run(*targets, students=("first",), judge="MotifJudge", **flags):
         words = [*(targets or ("all",)), "--scale", "proteins", "--teacher", bundles["teacher"], "--workers", "1"]
@@ -133,14 +133,14 @@ def reproduce(bundles, tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """The lengths and numbers of moves that are sampled."""
-    found = []
+    calls = []
 
     def sample(*args, **how):
-        found.append((how["length"], how["nfe"]))
+        calls.append((how["length"], how["nfe"]))
         return generate(*args, **how)
 
     monkeypatch.setattr(protein_measure, "generate", sample)
-    return found
+    return calls
 
 
 def tables(report):
@@ -194,8 +194,8 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
 
 @pytest.mark.slow
 def test_a_study_of_an_earlier_version_is_continued(reproduce, monkeypatch, drawn, tmp_path):
-    asked = {"students": ("first",), "nfe": ("8", "64"), "lengths": ("10",)}
-    expected = reproduce("figure5", **asked)
+    flags = {"students": ("first",), "nfe": ("8", "64"), "lengths": ("10",)}
+    expected = reproduce("figure5", **flags)
     settings = tmp_path / "out" / "sampling.json"
     settings.write_text(json.dumps({k: v for k, v in json.loads(settings.read_text()).items() if k != "network"}))
     for file in (tmp_path / "out" / "cells").glob("*.json"):
@@ -203,19 +203,19 @@ def test_a_study_of_an_earlier_version_is_continued(reproduce, monkeypatch, draw
         del record["row"]["pair_distance"], record["row"]["pair_distance_ci"]
         file.write_text(json.dumps(record | {"identities": [0.5] * len(record["sequences"])}))
     drawn.clear()
-    rows = tables(reproduce("figure5", **asked))["10 residues"][1:]
+    rows = tables(reproduce("figure5", **flags))["10 residues"][1:]
     assert {row[-2] for row in rows} == {"–"}
     monkeypatch.setattr(mmseqs, "is_available", lambda: True)
     monkeypatch.setattr(measures, "nearest_identities", lambda queries, targets: [0.5] * len(queries))
     monkeypatch.setattr(row_module, "cluster_diversity", lambda sequences: 0.5)
-    rows = tables(reproduce("figure5", **asked))["10 residues"][1:]
+    rows = tables(reproduce("figure5", **flags))["10 residues"][1:]
     assert [row[-2] for row in rows] == [row[-2] for row in tables(expected)["10 residues"][1:]]
     assert {row[-3] for row in rows} == {"0.50"}
     assert not drawn
 
 
 @pytest.mark.slow
-def test_what_is_asked_reaches_the_sampler(reproduce, tmp_path, bundles):
+def test_samples_are_those_of_the_requested_settings(reproduce, tmp_path, bundles):
     reproduce("figure5", students=("second",), samplers=("reparam",), lengths=("10",))
     for role, name in (("teacher", "teacher"), ("student", "second")):
         for nfe in (2, 64):
@@ -245,7 +245,7 @@ def test_controls_are_the_held_out_proteins_of_the_nearest_length(reproduce, tmp
 
 
 @pytest.mark.slow
-def test_what_is_done_is_not_done_again(reproduce, tmp_path, drawn, monkeypatch):
+def test_finished_cells_are_not_measured_again(reproduce, tmp_path, drawn, monkeypatch):
     report = reproduce("figure6")
     assert set(drawn) == {(10, 8), (14, 8)}
     scored = MotifJudge.num_scored
@@ -375,8 +375,8 @@ def test_the_comparison_takes_all_students_at_few_moves_and_the_teacher_at_64(re
     assert "*failed*" not in short
 
 
-class Kept(ProteinStudy):
-    """A study whose records are given."""
+class FixedStudy(ProteinStudy):
+    """A study with fixed sequences and scores."""
 
     def record(self, cell):
         sign = 1 if self.sampling.judge == "higher" else -1
@@ -390,7 +390,7 @@ class Kept(ProteinStudy):
 
 @pytest.mark.parametrize("direction", ["higher", "lower"])
 def test_examples_are_the_worst_of_the_teacher_and_the_best_of_all_students(tmp_path, direction):
-    study = Kept(tmp_path, ProteinSampling(3, direction))
+    study = FixedStudy(tmp_path, ProteinSampling(3, direction))
     plan = ProteinPlan("teacher", ("D", "E"), (4, 5), (8, 16, 64))
     worst = chosen_samples(study, plan.teacher_examples, is_best=False)
     assert [(one.cell.length, one.cell.nfe) for one in worst] == [(4, 8), (4, 16), (5, 8), (5, 16)]
@@ -425,10 +425,10 @@ def test_examples_are_called_chosen_and_shown_with_their_scores(reproduce, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["scores", "alpha_carbons"])
 def test_scores_and_positions_of_residues_that_are_not_finite_are_refused(reproduce, monkeypatch, part, tmp_path):
-    found = FoldingJudge.residues
+    residues = FoldingJudge.residues
 
     def broken(self, sequences, frequencies):
-        first, *others = found(self, sequences, frequencies)
+        first, *others = residues(self, sequences, frequencies)
         getattr(first, part)[-1] = math.nan
         return [first, *others]
 
@@ -476,10 +476,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "said"), WRONG)
-def test_wrong_use_is_one_line(reproduce, changed, said):
-    with pytest.raises(UsageError, match=said) as error:
-        reproduce("figure5", **changed)
+@pytest.mark.parametrize(("flags", "message"), WRONG)
+def test_wrong_use_is_refused_in_one_line(reproduce, flags, message):
+    with pytest.raises(UsageError, match=message) as error:
+        reproduce("figure5", **flags)
     assert "\n" not in str(error.value)
 
 
@@ -488,7 +488,7 @@ def test_bundles_and_targets_that_do_not_fit_are_refused(reproduce, bundles, tmp
     out = ["--out", str(tmp_path / "out")]
     start = ["figure5", "--scale", "proteins", *out]
     judged = [*start, "--students", bundles["first"], "--judge", "MotifJudge", "--lengths", "10", "--teacher"]
-    for words, said in (
+    for words, message in (
         (start, "needs --teacher and --students and --judge"),
         ([*judged, "markov"], "takes bundles of proteins; markov is not one"),
         ([*judged, bundles["unrecorded"]], "give --corpus"),
@@ -499,16 +499,16 @@ def test_bundles_and_targets_that_do_not_fit_are_refused(reproduce, bundles, tmp
         ),
         (["figure5", "--scale", "markov", *out], "got 'figure5'"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             command.reproduce(words)
     assert reproduce("figure6", corpus=("vh",))
 
 
 def test_a_claim_names_the_parts_that_fail():
     equal = [ScoredSet(*torch.ones(4, 4).double())]
-    found = compare_sets([equal], equal)
-    assert claim(found) == "*failed*: score"
-    better = replace(found, difference=1.0, difference_ci=(0.5, 1.5))
+    comparison = compare_sets([equal], equal)
+    assert claim(comparison) == "*failed*: score"
+    better = replace(comparison, difference=1.0, difference_ci=(0.5, 1.5))
     assert claim(better) == "holds"
     assert claim(replace(better, entropy_ratio=0.94)) == "*failed*: entropy"
     nearer = replace(better, entropy_ratio=0.94, identity_difference=0.1, identity_difference_ci=(0.01, 0.2))
@@ -536,7 +536,7 @@ def order_judge(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_autoregressive_judge_and_guided_students_in_worker_processes(
+def test_worker_processes_take_an_autoregressive_judge_and_guided_students(
     randomise, make_discriminator, order_judge, tmp_path, monkeypatch
 ):
     shape = Esm2Config(hidden_size=16, num_blocks=1, num_heads=2, length=42, inner_size=24)
@@ -566,15 +566,16 @@ def test_an_autoregressive_judge_and_guided_students_in_worker_processes(
     assert passes["guided", "8"] == [f"{record['network_passes']:.1f}", f"{record['discriminator_passes']:.1f}"]
     assert float(passes["ancestral", "8"][0]) > 7
     assert passes["ancestral", "8"][1] == "0.0"
-    assert record["scores"] == load_order_judge(Path(order_judge)).score(record["sequences"]).tolist()
+    scores = load_order_judge(Path(order_judge)).score(record["sequences"])
+    assert record["scores"] == pytest.approx(scores.tolist())
     assert record["identities"] is None
 
 
 def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypatch):
-    asked = []
+    calls = []
 
     def prepare(name, **lengths):
-        asked.append((name, lengths["max_length"]))
+        calls.append((name, lengths["max_length"]))
         return ProteinData([], [], [])
 
     def provenance(corpus, length):
@@ -586,7 +587,7 @@ def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypat
     proteins._data(None, teacher, [provenance("vh", 50), {}])
     proteins._data("vh", converted, [provenance("vh", 40)])
     proteins._data("vh", converted, [{}])
-    assert asked == [("vh", 48), ("vh", 38), ("vh", 62)]
+    assert calls == [("vh", 48), ("vh", 38), ("vh", 62)]
     with pytest.raises(UsageError, match="the teacher has vh, a student swissprot: give students of that corpus"):
         proteins._data(None, teacher, [provenance("swissprot", 50)])
     with pytest.raises(UsageError, match=r"trained with one data\.length; got 40, 50"):
@@ -614,17 +615,17 @@ def test_a_judge_folder_that_is_replaced_during_a_study_is_refused(order_judge, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("numerics", ["float32", "bfloat16"])
-def test_networks_are_sampled_in_the_asked_number_format(reproduce, monkeypatch, numerics, tmp_path):
-    found = set()
+def test_networks_are_sampled_in_the_requested_number_format(reproduce, monkeypatch, numerics, tmp_path):
+    dtypes = set()
 
     def sample(bundle, *args, options, **how):
         trunk = (bundle.teacher or bundle.student).blocks
-        found.update(one.weight.dtype for one in trunk.modules() if isinstance(one, torch.nn.Linear))
+        dtypes.update(one.weight.dtype for one in trunk.modules() if isinstance(one, torch.nn.Linear))
         return generate(bundle, *args, options=options, **how)
 
     monkeypatch.setattr(protein_measure, "generate", sample)
     report = reproduce("figure5", network=(numerics,), nfe=("2",), lengths=("10",))
-    assert found == {getattr(torch, numerics)}
+    assert dtypes == {getattr(torch, numerics)}
     assert f"networks in {numerics}, draws in float64" in report
     other = "int8" if numerics == "float32" else "float32"
     with pytest.raises(UsageError, match=r"holds cells of another network "):
