@@ -1,4 +1,4 @@
-"""The tables that benchmarks/serving.py writes, from figures that stand for measured ones."""
+"""``benchmarks/serving.py``: the tables of the page, from made-up measurements, and how throughput is compared."""
 
 import argparse
 
