@@ -31,7 +31,7 @@ def sample_set(nll, role="student", nfe=8, temperature=1.0, **about):
 def write_evaluation(folder, *sets):
     """Write the files of ``didi evaluate`` to a new folder; returns the sets."""
     folder.mkdir()
-    write_metrics([one.row for one in sets], folder)
+    write_metrics([each.row for each in sets], folder)
     write_samples(sets, folder)
     return sets
 

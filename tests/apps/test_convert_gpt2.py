@@ -288,7 +288,7 @@ def without_mask(whole):
     from tokenizers import Tokenizer
 
     record = json.loads(whole.to_str())
-    record["added_tokens"] = [one for one in record["added_tokens"] if one["content"] != MASK]
+    record["added_tokens"] = [token for token in record["added_tokens"] if token["content"] != MASK]
     return Tokenizer.from_str(json.dumps(record))
 
 
@@ -378,8 +378,8 @@ def test_the_public_sizes_have_the_published_numbers_of_parameters():
             hidden_size=width, num_blocks=depth, num_heads=heads, is_tied=True,
         )  # fmt: skip
         network = without_weights(lambda config=config: AutoregressiveLM(config))
-        assert sum(one.numel() for one in network.parameters()) == parameters
-        assert all(one.is_meta for one in network.parameters())
+        assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+        assert all(parameter.is_meta for parameter in network.parameters())
 
 
 def test_the_end_of_text_token_of_gpt2_is_its_begin_symbol():

@@ -52,18 +52,22 @@ def test_texts_continue_their_prefix_at_any_batch_size(didi, folder, bundle, tmp
     status, out, _ = didi(*words, "--prefix", "number 7 of")
     assert status == 0
     records, prefix_ids = records_of(out), bundle.tokenizer.encode("number 7 of").ids
-    assert len({tuple(one["tokens"]) for one in records}) == 3
-    for one in records:
-        assert one["tokens"][: len(prefix_ids)] == prefix_ids
-        assert one["text"].startswith("number 7 of")
-        assert (one["role"], one["nfe"], one["network_passes"]) == ("autoregressive", LENGTH, LENGTH - len(prefix_ids))
-        assert (one["sampler"], one["seed"], one["length"]) == ("ancestral", 4, LENGTH)
-        assert max(one["tokens"]) < VOCAB
+    assert len({tuple(record["tokens"]) for record in records}) == 3
+    for record in records:
+        assert record["tokens"][: len(prefix_ids)] == prefix_ids
+        assert record["text"].startswith("number 7 of")
+        assert (record["role"], record["nfe"], record["network_passes"]) == (
+            "autoregressive",
+            LENGTH,
+            LENGTH - len(prefix_ids),
+        )
+        assert (record["sampler"], record["seed"], record["length"]) == ("ancestral", 4, LENGTH)
+        assert max(record["tokens"]) < VOCAB
     again = records_of(didi(*words, "--prefix", "number 7 of", "--batch-size", "1")[1])
-    assert [one["tokens"] for one in again] == [one["tokens"] for one in records]
+    assert [record["tokens"] for record in again] == [record["tokens"] for record in records]
     (tmp_path / "prompts.txt").write_text("number 7 of\nof a few\n")
     prompted = records_of(didi(*words, "--prompts", tmp_path / "prompts.txt")[1])
-    assert [one["prefix"] for one in prompted] == ["number 7 of"] * 3 + ["of a few"] * 3
+    assert [record["prefix"] for record in prompted] == ["number 7 of"] * 3 + ["of a few"] * 3
 
 
 def test_it_does_not_infill(didi, folder):

@@ -44,14 +44,14 @@ def test_a_race_has_a_lane_for_each_network(didi, baseline, tmp_path):
     status, out, _ = didi(*MARKOV, *words, "--html", tmp_path / "a.html", "--format", "jsonl", "--prefix", "s1 s2")
     assert status == 0
     lanes = [json.loads(line) for line in out.splitlines()]
-    assert [(one["role"], one["nfe"], one["sampler"]) for one in lanes] == [
+    assert [(lane["role"], lane["nfe"], lane["sampler"]) for lane in lanes] == [
         ("teacher", 4, "ancestral"),
         ("teacher", 20, "first-hitting"),
         ("autoregressive", 20, "ancestral"),
     ]
     assert lanes[2]["model"] == str(baseline)
-    assert all(one["text"].startswith("s1 s2 ") for one in lanes)
-    assert all(one["milliseconds"] > 0 and one["network_passes"] for one in lanes)
+    assert all(lane["text"].startswith("s1 s2 ") for lane in lanes)
+    assert all(lane["milliseconds"] > 0 and lane["network_passes"] for lane in lanes)
 
 
 def test_the_record_has_the_prompt_of_standard_input(didi, tmp_path, monkeypatch):

@@ -51,8 +51,8 @@ def quick(monkeypatch):
             for name in ("baseline", "larger")
         }
         peers = {
-            name: replace(one, config=replace(one.config, loop=shorter["baseline"].config.loop))
-            for name, one in shortened.peers.items()
+            name: replace(peer, config=replace(peer.config, loop=shorter["baseline"].config.loop))
+            for name, peer in shortened.peers.items()
         }
         return replace(shortened, recipe=recipe, nfes=(1, 2), more_teacher_nfes=(), peers=peers, **shorter)
 
@@ -217,7 +217,7 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(tmp_path, monkeypatch)
         PRETRAIN["markov"],
         loop=replace(PRETRAIN["markov"].loop, steps=4, batch_size=2, checkpoint_every=2, validation_sequences=4),
     )
-    one, run = Study(tmp_path, Sampling(4, "markov"), workers=1), Run(config)
+    stopped, run = Study(tmp_path, Sampling(4, "markov"), workers=1), Run(config)
     step = Trainer.step
     calls = []
 
@@ -230,10 +230,10 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(tmp_path, monkeypatch)
     monkeypatch.setattr(Trainer, "step", failing)
     cells = [Cell(run, "teacher", nfe=1)]
     with pytest.raises(DidiError, match="stopped"):
-        one.complete(cells)
-    one.complete(cells)
+        stopped.complete(cells)
+    stopped.complete(cells)
     assert len(calls) == 3 + 2  # from the checkpoint at step 2
-    assert one.row(cells[0]).role == "teacher"
+    assert stopped.row(cells[0]).role == "teacher"
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ class MotifJudge:
 
     def score(self, sequences):
         type(self).num_scored += len(sequences)
-        return torch.tensor([sum(self.pairs(one)) / len(one) for one in sequences], dtype=torch.float64)
+        return torch.tensor([sum(self.pairs(sequence)) / len(sequence) for sequence in sequences], dtype=torch.float64)
 
-    def pairs(self, one):
-        return [float(one[n : n + 2] in MOTIF * 2) for n in range(len(one) - 1)]
+    def pairs(self, sequence):
+        return [float(sequence[n : n + 2] in MOTIF * 2) for n in range(len(sequence) - 1)]
 
 
 class FoldingJudge(MotifJudge):
@@ -67,8 +67,10 @@ class FoldingJudge(MotifJudge):
     def residues(self, sequences, frequencies):
         assert sum(frequencies.values()) == pytest.approx(1)
         assert frequencies["W"] == pytest.approx(11 / (30 + 25))
-        scores = [torch.tensor([100 * x for x in [0.0, *self.pairs(one)]], dtype=torch.float64) for one in sequences]
-        traces = [torch.arange(3 * len(one), dtype=torch.float64).view(-1, 3).sin() for one in sequences]
+        scores = [
+            torch.tensor([100 * x for x in [0.0, *self.pairs(sequence)]], dtype=torch.float64) for sequence in sequences
+        ]
+        traces = [torch.arange(3 * len(sequence), dtype=torch.float64).view(-1, 3).sin() for sequence in sequences]
         return list(map(ResidueScores, scores, traces))
 
 
@@ -76,7 +78,7 @@ class AlanineJudge(MotifJudge):
     """The share of alanine."""
 
     def score(self, sequences):
-        return torch.tensor([one.count("A") / len(one) for one in sequences], dtype=torch.float64)
+        return torch.tensor([sequence.count("A") / len(sequence) for sequence in sequences], dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def reproduce(bundles, tmp_path):
     def run(*targets, students=("first",), judge="MotifJudge", **flags):
         words = [*(targets or ("all",)), "--scale", "proteins", "--teacher", bundles["teacher"], "--workers", "1"]
         words += ["--judge", judge, "--out", str(tmp_path / "out")]
-        words += ["--students", *(bundles[one] for one in students)] if students else []
+        words += ["--students", *(bundles[name] for name in students)] if students else []
         for name, values in ({"lengths": LENGTHS, "nfe": NFES, "num_samples": ("8",)} | flags).items():
             words += [f"--{name.replace('_', '-')}", *values]
         command.reproduce(words)
@@ -145,13 +147,13 @@ def drawn(monkeypatch):
 
 def tables(report):
     """Rows of each table by the heading before it."""
-    found, heading = {}, ""
+    rows, heading = {}, ""
     for line in report.splitlines():
         if line.startswith("#"):
             heading = line.lstrip("# ")
         elif line.startswith("| ") and "---" not in line:
-            found.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split("|")])
-    return found
+            rows.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
 
 
 @pytest.mark.slow
@@ -162,15 +164,15 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
         assert f"]({name}.png)" in report
     assert (tmp_path / "out" / "report.html").read_text().count('src="data:image/png;base64,') == 3
-    found = tables(report)
+    by_heading = tables(report)
     for length in LENGTHS:
-        _, *rows = found[f"{length} residues"]
+        _, *rows = by_heading[f"{length} residues"]
         assert [row[0] for row in rows[:5]] == list(CONTROLS)
         sets = [(row[0], row[1], row[2]) for row in rows[5:]]
         students = ("student 1", "student 2", "students, mean of 2")
         assert sets == [
             *(("teacher", sampler, nfe) for sampler in ("ancestral", "reparam") for nfe in NFES),
-            *((one, sampler, nfe) for sampler in ("ancestral", "reparam") for nfe in NFES for one in students),
+            *((student, sampler, nfe) for sampler in ("ancestral", "reparam") for nfe in NFES for student in students),
         ]
         assert all(row[4] == length for row in rows)
         assert {row[3] for row in rows[:5]} == {"–"}
@@ -180,11 +182,11 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
         assert all(0.2 < float(row[-2].split()[0]) < 1 for row in rows if row is not alanine)
     assert "need the program mmseqs, which is not on PATH" in report
     assert f"Student 2: `{bundles['second']}`, seed 2" in report
-    assert [row[0] for row in found["didi reproduce --scale proteins"][1:]] == [
+    assert [row[0] for row in by_heading["didi reproduce --scale proteins"][1:]] == [
         "natural over mutated", "mutated over shuffled", "mutated over uniform", "natural over poly-alanine",
     ]  # fmt: skip
-    assert list(found)[-1] == "Claim: students against the teacher"
-    compared = found["Claim: students against the teacher"][1:]
+    assert list(by_heading)[-1] == "Claim: students against the teacher"
+    compared = by_heading["Claim: students against the teacher"][1:]
     settings = {tuple(row[:3]) for row in compared}
     samplers = ("ancestral", "reparam")
     residues = ("all lengths", *LENGTHS)
@@ -226,7 +228,7 @@ def test_samples_are_those_of_the_requested_settings(reproduce, tmp_path, bundle
                 load(bundles[name]), num_samples=8, nfe=nfe, seed=seed, length=10, role=role, sampler="reparam"
             )
             assert record["sequences"] == expected.texts
-            assert {len(one) for one in record["sequences"]} == {10}
+            assert {len(sequence) for sequence in record["sequences"]} == {10}
             assert (record["row"]["sampler"], record["row"]["nfe"]) == ("reparam", nfe)
             assert record["scores"] == MotifJudge().score(expected.texts).tolist()
             assert record["row"]["score"] == pytest.approx(sum(record["scores"]) / 8)
@@ -258,8 +260,8 @@ def test_finished_cells_are_not_measured_again(reproduce, tmp_path, drawn, monke
     reproduce("figure5", "figure7")
     assert len(drawn) == 2 * 3 * 2 - 2
     drawn.clear()
-    (one,) = (tmp_path / "out" / "cells").glob("first-*-length14-8.json")
-    one.unlink()
+    (cell,) = (tmp_path / "out" / "cells").glob("first-*-length14-8.json")
+    cell.unlink()
     reproduce("all")
     assert drawn == [(14, 8)]
 
@@ -316,13 +318,13 @@ def test_novelty_is_measured_later_by_one_search_without_new_samples(reproduce, 
 
     def nearest(queries, targets):
         searches.append((queries, targets))
-        return [0.75 if one in natural(12, 10) else 0.25 for one in queries]
+        return [0.75 if query in natural(12, 10) else 0.25 for query in queries]
 
     monkeypatch.setattr(measures, "nearest_identities", nearest)
     monkeypatch.setattr(row_module, "cluster_diversity", lambda sequences: 0.5)
     report = reproduce("figure5")
     assert (drawn, MotifJudge.num_scored) == ([], num_scored)
-    cells = [json.loads(one.read_text()) for one in (tmp_path / "out" / "cells").glob("*.json")]
+    cells = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").glob("*.json")]
     ((queries, targets),) = searches
     assert targets == ["MKTAYIAKQR", "ACDEFGHIKL", "WWWWWWWWWW"]
     assert len(queries) == len(set(queries))
@@ -335,7 +337,7 @@ def test_novelty_is_measured_later_by_one_search_without_new_samples(reproduce, 
     reproduce("figure5")
     assert len(searches) == 1
     reproduce("figure5", nfe=("4", *NFES))
-    assert {len(one) for one in searches[1][0]} == {10, 14}
+    assert {len(query) for query in searches[1][0]} == {10, 14}
     assert len(searches[1][0]) <= 2 * 2 * 8  # samples at the new number of moves alone
 
 
@@ -346,7 +348,7 @@ def test_the_mean_of_the_students_has_an_interval_over_seeds(reproduce, tmp_path
         json.loads(next((tmp_path / "out" / "cells").glob(f"{name}-*-student-ancestral-length10-8.json")).read_text())
         for name in ("first", "second")
     ]
-    first, second = (one["row"]["score"] for one in means)
+    first, second = (record["row"]["score"] for record in means)
     half = 12.7062 * abs(first - second) / 2
     (row,) = [row for row in tables(report)["10 residues"] if row[0].startswith("students") and row[2] == "8"]
     mean = (first + second) / 2
@@ -362,7 +364,9 @@ def test_the_comparison_takes_all_students_at_few_moves_and_the_teacher_at_64(re
         return json.loads(file.read_text())["row"]["score"]
 
     rows = tables(report)["Claim: students against the teacher"][1:]
-    assert [row[:3] for row in rows] == [["8, ancestral", "64, ancestral", one] for one in ("all lengths", "10", "14")]
+    assert [row[:3] for row in rows] == [
+        ["8, ancestral", "64, ancestral", residues] for residues in ("all lengths", "10", "14")
+    ]
     by_length = {
         length: sum(scores(name, "student", length, 8) for name in ("first", "second")) / 2
         - scores("teacher", "teacher", length, 64)
@@ -385,7 +389,7 @@ class FixedStudy(ProteinStudy):
         else:
             sequences, scores = [f"{cell.bundle}AAA", f"{cell.bundle}CCC"], [5.0 + (cell.bundle == "E"), 4.0]
         judge = {"name": "j", "unit": "u", "is_higher_better": sign == 1}
-        return {"sequences": sequences, "scores": [sign * one for one in scores], "judge": judge}
+        return {"sequences": sequences, "scores": [sign * score for score in scores], "judge": judge}
 
 
 @pytest.mark.parametrize("direction", ["higher", "lower"])
@@ -393,11 +397,13 @@ def test_examples_are_the_worst_of_the_teacher_and_the_best_of_all_students(tmp_
     study = FixedStudy(tmp_path, ProteinSampling(3, direction))
     plan = ProteinPlan("teacher", ("D", "E"), (4, 5), (8, 16, 64))
     worst = chosen_samples(study, plan.teacher_examples, is_best=False)
-    assert [(one.cell.length, one.cell.nfe) for one in worst] == [(4, 8), (4, 16), (5, 8), (5, 16)]
+    assert [(sample.cell.length, sample.cell.nfe) for sample in worst] == [(4, 8), (4, 16), (5, 8), (5, 16)]
     sign = 1 if direction == "higher" else -1
-    assert {(one.number, one.residues, one.score, one.num_candidates) for one in worst} == {(0, "ACAC", sign * 1, 3)}
+    assert {(sample.number, sample.residues, sample.score, sample.num_candidates) for sample in worst} == {
+        (0, "ACAC", sign * 1, 3)
+    }
     best = chosen_samples(study, plan.student_examples, is_best=True)
-    assert {(one.cell.bundle, one.residues, one.score, one.num_candidates) for one in best} == {
+    assert {(sample.cell.bundle, sample.residues, sample.score, sample.num_candidates) for sample in best} == {
         ("E", "EAAA", sign * 6, 4)
     }
 
@@ -410,14 +416,14 @@ def test_examples_are_called_chosen_and_shown_with_their_scores(reproduce, tmp_p
         in report
     )
     assert "the sample of the students with the highest score" in report
-    examples = [json.loads(one.read_text()) for one in (tmp_path / "out" / "cells").glob("examples-*.json")]
+    examples = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").glob("examples-*.json")]
     assert len(examples) == 2
-    for one in examples:
-        assert len(one["sequences"]) == 2
-        assert [len(scores) for scores in one["residue_scores"]] == [10, 14]
-        assert [len(trace) for trace in one["traces"]] == [10, 14]
-        assert one["residue_unit"] == "pLDDT"
-        for sequence in one["sequences"]:
+    for example in examples:
+        assert len(example["sequences"]) == 2
+        assert [len(scores) for scores in example["residue_scores"]] == [10, 14]
+        assert [len(trace) for trace in example["traces"]] == [10, 14]
+        assert example["residue_unit"] == "pLDDT"
+        for sequence in example["sequences"]:
             assert sequence in report
     assert "Traces are the alpha carbons of the predicted structure." in report
 
@@ -450,12 +456,12 @@ def test_the_plan_has_each_cell_once_and_the_teacher_unguided():
     plan = ProteinPlan("t", ("a", "b"), (10, 14), (8, 16, 64, 512), ("guided", "ancestral"))
     cells = plan.cells
     assert len(cells) == len(set(cells)) == 8 * (1 + 2 * 2)
-    assert {one.sampler for one in cells if one.role == "teacher"} == {"ancestral"}
-    assert {one.sampler for one in cells if one.role == "student"} == {"guided", "ancestral"}
-    assert {one.nfe for one in (*plan.teacher_examples, *plan.student_examples)} == {8, 16}
-    assert {one.sampler for one in plan.student_examples} == {"guided"}
+    assert {cell.sampler for cell in cells if cell.role == "teacher"} == {"ancestral"}
+    assert {cell.sampler for cell in cells if cell.role == "student"} == {"guided", "ancestral"}
+    assert {cell.nfe for cell in (*plan.teacher_examples, *plan.student_examples)} == {8, 16}
+    assert {cell.sampler for cell in plan.student_examples} == {"guided"}
     assert replace(plan, nfes=(1, 2, 3, 4)).example_nfes == (1, 2, 3)
-    assert {(one.control, one.length) for one in plan.controls} == {(name, n) for name in CONTROLS for n in (10, 14)}
+    assert {(cell.control, cell.length) for cell in plan.controls} == {(name, n) for name in CONTROLS for n in (10, 14)}
 
 
 WRONG = [
@@ -620,7 +626,7 @@ def test_networks_are_sampled_in_the_requested_number_format(reproduce, monkeypa
 
     def sample(bundle, *args, options, **how):
         trunk = (bundle.teacher or bundle.student).blocks
-        dtypes.update(one.weight.dtype for one in trunk.modules() if isinstance(one, torch.nn.Linear))
+        dtypes.update(module.weight.dtype for module in trunk.modules() if isinstance(module, torch.nn.Linear))
         return generate(bundle, *args, options=options, **how)
 
     monkeypatch.setattr(protein_measure, "generate", sample)

@@ -32,8 +32,8 @@ def work(number):
 SAVES = """
 def work(number):
     received = []
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, lambda number, frame: received.append(number))
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda number, frame: received.append(number))
     (folder / f"begun-{number}").touch()
     while not received:
         time.sleep(0.05)
