@@ -46,7 +46,7 @@ def test_the_second_method_starts_from_the_student_of_the_first(plan, tmp_path, 
     monkeypatch.setattr(composition, "command", command)
     study = Study(tmp_path / "study", Sampling(8, "exact"))
     for _ in range(2):
-        found = composition.chained("exact", CHAIN, plan, study, 1, tmp_path)
+        measurement = composition.chained("exact", CHAIN, plan, study, 1, tmp_path)
     first, second, measured = commands
     config = [composition.settings_of(study, plan.runs(name)[1]) for name in ("sdtt", "didi")]
     assert first[:5] == ("distill", "--config", config[0], "--method", "sdtt")
@@ -56,8 +56,8 @@ def test_the_second_method_starts_from_the_student_of_the_first(plan, tmp_path, 
     for words in (first, second):
         assert words[words.index("--max-passes") + 1] == "1000000.0"
     assert measured[measured.index("--nfe") + 1 :][:2] == ("4", "8")
-    assert (found["case"], found["seed"], found["passes"]) == ("didi after sdtt", 1, 40.0)
-    assert found["rows"][0]["kl"] == 0.5
+    assert (measurement["case"], measurement["seed"], measurement["passes"]) == ("didi after sdtt", 1, 40.0)
+    assert measurement["rows"][0]["kl"] == 0.5
 
 
 def test_incomplete_measurements_are_made_again(tmp_path, monkeypatch):
@@ -70,10 +70,10 @@ def test_incomplete_measurements_are_made_again(tmp_path, monkeypatch):
 
 def test_a_chain_is_compared_with_both_methods_seed_by_seed(plan, tmp_path):
     study = FormulaStudy(tmp_path, Sampling(8, "exact"))
-    found = [
+    measurements = [
         {"seed": seed, "rows": [{"nfe": nfe, "kl": seed + 1 / nfe + 0.5} for nfe in (4, 8)]} for seed in plan.seeds
     ]
-    lines = composition.chain_table(CHAIN, found, plan, study)
+    lines = composition.chain_table(CHAIN, measurements, plan, study)
     assert lines[0] == "| KL, nats | 4 moves | 8 moves |"
     rows = {line.split(" | ")[0].strip("| "): line for line in lines[2:-1]}
     assert rows["sdtt"].startswith("| sdtt | 1.0000 [")  # the mean of 0.5 and 1.5

@@ -44,7 +44,7 @@ def test_the_job_runs_at_toy_size_and_its_bundles_are_collected(tmp_path):
     assert {name: stage["status"] for name, stage in results["ended"].items()} == dict.fromkeys(
         ("tests", "teacher", "student", "speed"), "0"
     )
-    assert not [found for found in results["speed"]["found"].values() if "error" in found]
+    assert not [measurement for measurement in results["speed"]["found"].values() if "error" in measurement]
     assert "validation_nelbo" in results["student"]["found"]["metrics"][-1]
     assert collect(out, tmp_path / "back") == ["prose-bundle", "prose-student-bundle"]
     student = didi.load(tmp_path / "back" / "prose-student-bundle")

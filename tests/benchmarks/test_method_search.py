@@ -25,12 +25,12 @@ def test_trials_are_different_settings_of_the_recipe(recipe, method):
         words = flags.format(**dict.fromkeys(PLANS[recipe].get("pretrained", {}), "bundle")).split()
         command = command_of(find_method(method).settings_type(), "")
         settings.append(resolve("distill", command, recipes, [recipe, "--method", method, *words])[1])
-    assert all(one not in settings[:number] for number, one in enumerate(settings))
+    assert all(config not in settings[:number] for number, config in enumerate(settings))
 
 
 @pytest.mark.parametrize("recipe", PLANS)
 def test_every_method_has_the_same_number_of_trials(recipe):
-    assert len({len(one["trials"]) for one in PLANS[recipe]["methods"].values()}) == 1
+    assert len({len(of_method["trials"]) for of_method in PLANS[recipe]["methods"].values()}) == 1
 
 
 def test_a_trial_is_made_and_measured_once(tmp_path, monkeypatch):
@@ -54,14 +54,14 @@ def test_a_trial_is_made_and_measured_once(tmp_path, monkeypatch):
     monkeypatch.setattr(method_search, "command", command)
     plan = PLANS["exact"]
     arguments = "exact", plan, "didi", "--loop.batch-size 8", tmp_path / "didi-0"
-    found = method_search.trial(*arguments)
-    assert found["rows"] == [{"nfe": 4, "kl": 0.5}]
-    assert found["passes"] == 2 * 10 + 3 * 4
+    result = method_search.trial(*arguments)
+    assert result["rows"] == [{"nfe": 4, "kl": 0.5}]
+    assert result["passes"] == 2 * 10 + 3 * 4
     (train, measure) = commands
     assert train[:4] == ("distill", "exact", "--method", "didi")
     assert train[-6:] == ("--seed", "100", "--max-passes", "2000000.0", "--loop.batch-size", "8")
     assert measure[:3] == ("evaluate", "--model", str(tmp_path / "didi-0" / "run" / "bundle"))
-    assert method_search.trial(*arguments) == found
+    assert method_search.trial(*arguments) == result
     assert len(commands) == 2
 
 

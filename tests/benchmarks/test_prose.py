@@ -70,8 +70,8 @@ def test_every_cell_is_measured_by_both_judges(measured):
     assert ("student", 8, 1.0) in drawn
     # At temperature 1 all sets have one entropy, so that the ratio is that of the perplexities.
     for judge in prose.JUDGES:
-        found = {(row["nfe"], row["against"]): math.log(row["ratio"]) for row in record["equal_entropy"][judge]}
-        assert found == pytest.approx(
+        log_ratios = {(row["nfe"], row["against"]): math.log(row["ratio"]) for row in record["equal_entropy"][judge]}
+        assert log_ratios == pytest.approx(
             {
                 (8, "teacher at 8"): -1,
                 (16, "teacher at 8"): -1.1,

@@ -11,16 +11,16 @@ def test_a_run_is_recovered_from_every_damaged_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_is_recovered(tmp_path):
-    found = reliability.terminated(1, tmp_path)
-    assert (found["runs"], found["recovered"]) == (1, 1)
+    counts = reliability.terminated(1, tmp_path)
+    assert (counts["runs"], counts["recovered"]) == (1, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", reliability.KINDS)
 def test_hostile_input_raises_only_errors_of_one_line(tmp_path, kind):
-    found = reliability.fuzz(kind, 60, tmp_path)
-    assert (found["escapes"], found["first"]) == (0, "")
-    assert found["refused"] > 0
+    counts = reliability.fuzz(kind, 60, tmp_path)
+    assert (counts["escapes"], counts["first"]) == (0, "")
+    assert counts["refused"] > 0
 
 
 @pytest.mark.slow
