@@ -1,3 +1,5 @@
+"""Fixtures of the tests of the command line."""
+
 import sys
 
 import pytest
@@ -9,7 +11,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
 
 @pytest.fixture
 def didi(monkeypatch, capsys):
-    """Run the command in this process; returns (status, stdout, stderr)."""
+    """Function that runs the command in this process and returns (status, stdout, stderr)."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["didi", *map(str, words)])
@@ -23,7 +25,7 @@ def didi(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def distilled(tmp_path_factory):
-    """A run of a few steps on the bundled markov teacher."""
+    """Folder of a distillation of three steps from the bundled teacher ``markov``."""
     folder = tmp_path_factory.mktemp("run")
     argv, sys.argv = sys.argv, ["didi", "distill", "markov", "--out", str(folder / "a"), "--max-steps", "3", *SMALL]
     try:

@@ -7,19 +7,16 @@ from safetensors.torch import save_file
 
 from didi.data.text import train_tokenizer
 
-LENGTH, BEGIN = 16, 0
+VOCAB, LENGTH, BEGIN = 279, 16, 0
 DOCUMENTS = [f"number {i} of a few short documents, which the tokenizer is trained on" for i in range(40)]
 
 
 def tokenizer():
-    """A tokenizer of 279 tokens, of which <|endoftext|> is the first, and [MASK] after them."""
-    return train_tokenizer(DOCUMENTS, 280)
+    """A tokenizer of ``VOCAB`` tokens, of which <|endoftext|> is the first, and of [MASK] after them."""
+    return train_tokenizer(DOCUMENTS, VOCAB + 1)
 
 
-VOCAB = 279
-
-
-def hugging(seed=0, **settings):
+def random_gpt2(seed=0, **settings):
     """A GPT2LMHeadModel with large random weights, so that its predictions are not uniform and mistakes are visible."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -32,10 +29,11 @@ def hugging(seed=0, **settings):
     return model
 
 
-def written(folder, model, *, form="safetensors", prefix="transformer.", head=None, masks=False):
-    """A model in a folder: ``form`` is safetensors, bin or shards; ``head`` whether the head is written.
+def gpt2_folder(folder, model, *, form="safetensors", prefix="transformer.", head=None, masks=False):
+    """Write a model to ``folder`` and return it.
 
-    By default it is where it is not the embedding. ``masks`` adds the buffers of older files.
+    ``form`` is safetensors, bin or shards. ``head`` says whether the head is written, by default if it is not tied to
+    the embedding. ``masks`` adds the causal masks that older files have.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = model.config.to_dict()

@@ -52,7 +52,7 @@ def reproduce(folder, *words):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Roles in each drawn figure, by the name of its function."""
+    """The roles in each figure that is drawn, by the name of the function that draws it."""
     seen = {}
     for name in ("perplexity_figure", "latency_figure"):
 
@@ -65,7 +65,7 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_second_bundle_is_in_every_figure_and_in_table_7(quick, baseline, drawn, tmp_path):
+def test_the_network_of_a_second_bundle_is_in_every_figure_and_in_table_7(quick, baseline, drawn, tmp_path):
     report = reproduce(tmp_path / "study", *TARGETS, "--baseline", baseline)
     assert all("autoregressive" in roles for roles in drawn.values())
     assert len(drawn) == 2
@@ -80,7 +80,7 @@ def test_a_second_bundle_is_in_every_figure_and_in_table_7(quick, baseline, draw
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["tiny", "paper"])
-def test_a_given_baseline_has_its_cells(scale, baseline):
+def test_a_given_baseline_is_measured_for_every_figure_and_corpus(scale, baseline):
     plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere", baseline=baseline))
     plan = command._with_baseline(plan)
     for name in ("figure1", "figure3", "figure4"):
@@ -111,7 +111,7 @@ def test_a_cell_has_the_size_of_its_own_network(network, tmp_path):
     assert sizes == [num_parameters(network), num_parameters(load("markov").teacher)]
 
 
-def test_a_bundle_that_is_no_baseline_is_refused_before_any_work(network, tmp_path):
+def test_a_bundle_that_cannot_be_a_baseline_is_refused_before_any_work(network, tmp_path):
     words = [*TARGETS, "--baseline"]
     with pytest.raises(UsageError, match=r"names a bundle with an autoregressive network; markov holds .*teacher"):
         reproduce(tmp_path / "study", *words, "markov")

@@ -1,3 +1,5 @@
+"""The command ``didi``: refusals, help, ``doctor``, ``bench``, and runs and samples of a small model."""
+
 import json
 import os
 import re
@@ -5,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         ),
     ],
 )
-def test_wrong_use_is_one_line_and_status_2(didi, words, message, tmp_path, monkeypatch):
+def test_wrong_use_is_reported_in_one_line_with_status_2(didi, words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, err = didi(*words)
     assert (status, out) == (2, "")
@@ -214,24 +215,25 @@ def test_a_misspelt_bundle_has_a_suggestion(didi, line, tmp_path, monkeypatch):
         (["--temperature", "hot"], "didi: --temperature is a number; got 'hot'\n"),
     ],
 )
-def test_a_line_of_the_parser_is_punctuated(didi, words, message):
+def test_errors_of_the_argument_parser_state_the_rule_and_the_value(didi, words, message):
     err = didi("generate", "--model", "markov", *words)[2]
     assert message in err
     assert ".;" not in err
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_made_is_one_line_and_status_2(didi, tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported_in_one_line_with_status_2(didi, tmp_path):
     (tmp_path / "file").write_text("")
     for words in (["pretrain", "markov", "--out"], ["evaluate", "--model", "markov", "--judge", "markov", "--out"]):
         status, _, err = didi(*words, tmp_path / "file" / "run")
         assert status == 2
         assert err.startswith("didi: ")
         assert err.count("\n") == 1
-        assert "file" in err
+        assert str(tmp_path / "file") in err
 
 
-def doctors_rows(out):
+def doctor_rows(out):
+    """The last eight words of each row of the table of ``didi doctor``, by the way to train that the row is about."""
     lines = [line.split() for line in out.splitlines() if line.startswith((" pretrain", " distill"))]
     return {" ".join(words[:-8]): words[-8:] for words in lines if words[-2] in ("yes", "no")}
 
@@ -245,31 +247,31 @@ def test_doctor_has_a_row_for_each_way_to_train_and_takes_the_flags_of_distill(d
     status, out, err = didi("doctor", "markov", "--device", "rtx4090", "--num-processes", "2", *SHORT_STEPS)
     assert status == 0
     assert "markov on 2 x RTX4090" in out
-    rows = doctors_rows(out)
+    rows = doctor_rows(out)
     assert err.splitlines() == [f"dry run: {name}" for name in rows]
     assert list(rows) == ["pretrain", "pretrain, fsdp", "distill", "distill, fsdp", "distill, lora 16"]
-    smaller = doctors_rows(didi("doctor", "markov", "--loop.batch-size", "4", "--lora-rank", "2", *SHORT_STEPS)[1])
+    smaller = doctor_rows(didi("doctor", "markov", "--loop.batch-size", "4", "--lora-rank", "2", *SHORT_STEPS)[1])
     assert list(smaller) == ["pretrain", "distill", "distill, lora 2"]
-    peaks = [float(found["distill"][5].replace("<", "")) for found in (rows, smaller)]
+    peaks = [float(table["distill"][5].replace("<", "")) for table in (rows, smaller)]
     assert peaks[0] > 2 * peaks[1] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("recipe", "method"), [("markov-udlm", "elbo"), ("markov-duo", "duo")])
-def test_doctor_takes_every_method(didi, recipe, method):
+def test_doctor_takes_the_methods_of_pre_training(didi, recipe, method):
     status, out, _ = didi("doctor", recipe, "--method", method)
     assert status == 0
-    assert list(doctors_rows(out)) == ["pretrain"]
+    assert list(doctor_rows(out)) == ["pretrain"]
 
 
-def test_doctor_leaves_out_what_cannot_be_sharded():
+def test_doctor_leaves_out_fsdp_where_the_optimizer_does_not_support_it():
     names = [name for name, _ in _variants(DISTILL["tiny-news"], num_processes=2)]
     assert names == ["pretrain", "distill", "distill, fsdp", "distill, lora 16"]  # FSDP does not support Muon
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["generate", "-h"], *([name, "--help"] for name in COMMANDS)])
-def test_help_is_status_0(didi, words):
+def test_help_has_status_0(didi, words):
     status, out, err = didi(*words)
     assert (status, err) == (0, "")
     assert "didi" in out
@@ -286,20 +288,20 @@ def test_help_is_status_0(didi, words):
     ],
     ids=lambda words: words[0],
 )
-def test_help_names_what_a_command_is_about(didi, words, names):
+def test_help_lists_the_choices_of_the_first_argument(didi, words, names):
     out = re.sub(r"[\s│]+", " ", didi(*words, "--help")[1])
     assert f"is one of {', '.join(names[:-1])}" in out.replace(" or all", ", all")
 
 
 @pytest.mark.parametrize("name", ["generate", "evaluate", "distill", "reproduce", "convert"])
-def test_help_says_what_a_flag_without_a_value_is(didi, name):
-    out = didi(name, "--help")[1] + didi(name, "mdlm", "--help")[1] * (name == "convert")
+def test_help_shows_no_none_as_type_or_default(didi, name):
+    out = didi(name, "--help")[1]
     assert "{None}" not in out
     assert "default: None" not in out
     assert " STR " in out
 
 
-def test_help_has_no_line_breaks_of_the_source(didi, monkeypatch):
+def test_help_is_not_wrapped_at_the_line_breaks_of_the_source(didi, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     out = didi("generate", "--help")[1]
     assert "A step takes at most one network pass, with reparam at most two. (default: unset)" in out
@@ -326,13 +328,13 @@ def test_unrelated_words_get_no_suggestion(didi, words):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_config_metrics_checkpoints_and_bundle(distilled):
+def test_a_run_writes_config_metrics_checkpoints_and_bundle(distilled):
     config = yaml.safe_load((distilled / "config.yaml").read_text())
     assert config["recipe"] == "markov"
     assert config["loop"]["steps"] == config["discriminator"]["warmup_steps"] == 3
     lines = [json.loads(line) for line in (distilled / "metrics.jsonl").read_text().splitlines()]
-    wanted = {"reward", "reward_std", "clamp_fraction", "entropy", "discriminator_accuracy", "tokens_per_second"}
-    assert wanted | {"student_gradient_norm", "discriminator_gradient_norm"} <= set(lines[0])
+    names = {"reward", "reward_std", "clamp_fraction", "entropy", "discriminator_accuracy", "tokens_per_second"}
+    assert names | {"student_gradient_norm", "discriminator_gradient_norm"} <= set(lines[0])
     assert "validation_nelbo" in lines[-1]
     assert list((distilled / "checkpoints").iterdir())
     bundle = load(distilled / "bundle")
@@ -341,7 +343,7 @@ def test_a_run_leaves_config_metrics_checkpoints_and_bundle(distilled):
 
 
 @pytest.mark.slow
-def test_config_yaml_of_a_run_repeats_it(didi, distilled, tmp_path):
+def test_config_yaml_of_a_run_repeats_it_with_equal_weights(didi, distilled, tmp_path):
     status, out, _ = didi("distill", "--config", distilled / "config.yaml", "--out", tmp_path / "b")
     assert status == 0
     assert out.strip() == str(tmp_path / "b" / "bundle")
@@ -350,7 +352,7 @@ def test_config_yaml_of_a_run_repeats_it(didi, distilled, tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_a_preset_and_a_file_are_refused_together(didi, distilled, tmp_path):
+def test_a_preset_together_with_a_config_file_is_refused(didi, distilled, tmp_path):
     words = ["distill", "--config", distilled / "config.yaml", "--preset", "paper", "--out", tmp_path / "x"]
     status, _, err = didi(*words)
     assert status == 2
@@ -369,7 +371,7 @@ def test_a_mask_in_an_infill_text_is_one_token():
 
 
 @pytest.mark.slow
-def test_flags_win_over_a_yaml_file_and_a_file_over_the_recipe(didi, tmp_path):
+def test_flags_override_a_config_file_and_a_config_file_overrides_the_recipe(didi, tmp_path):
     part = tmp_path / "part.yaml"
     part.write_text("seed: 5\nloop: {batch_size: 4, validation_sequences: 8}\nobjective: {revealed_only: false}\n")
     words = ["pretrain", "markov"]
@@ -383,7 +385,7 @@ def test_flags_win_over_a_yaml_file_and_a_file_over_the_recipe(didi, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_with_a_run_is_kept(didi, distilled):
+def test_a_run_is_neither_replaced_nor_resumed_with_other_settings(didi, distilled):
     before = (distilled / "config.yaml").read_text()
     assert "holds a run" in didi("distill", "markov", "--out", distilled)[2]
     status, _, err = didi("distill", "markov", "--out", distilled, "--resume", "--seed", "9")
@@ -393,7 +395,7 @@ def test_a_folder_with_a_run_is_kept(didi, distilled):
 
 
 @pytest.mark.slow
-def test_generate_writes_json_lines_of_the_contract(didi, distilled):
+def test_generate_writes_a_json_record_for_each_sample(didi, distilled):
     bundle = distilled / "bundle"
     words = ["generate", "--model", bundle, "--num-samples", "3", "--nfe", "4", "--seed", "7", "--format", "jsonl"]
     status, out, _ = didi(*words)
@@ -425,14 +427,14 @@ def test_generate_keeps_prefix_and_fills_masks(didi, distilled, sampler):
         assert (tokens[0], tokens[2]) == (1, 3)
 
 
-def test_given_times_are_the_moves(didi, distilled):
+def test_given_times_set_the_number_of_moves(didi, distilled):
     words = ["generate", "--model", distilled / "bundle", "--num-samples", "1", "--format", "jsonl"]
     (line,) = didi(*words, "--times", "1", "0.4", "0")[1].splitlines()
     assert json.loads(line)["nfe"] == 2
 
 
 @pytest.mark.slow
-def test_the_live_view_leaves_standard_output_to_the_results(didi, distilled, monkeypatch):
+def test_the_live_view_does_not_change_standard_output(didi, distilled, monkeypatch):
     monkeypatch.setattr("didi.apps.live.PAUSE", 0)
     words = ["generate", "--model", distilled / "bundle", "--num-samples", "2", "--nfe", "4", "--format", "jsonl"]
     plain, live = didi(*words), didi(*words, "--live")
@@ -441,7 +443,7 @@ def test_the_live_view_leaves_standard_output_to_the_results(didi, distilled, mo
 
 
 @pytest.mark.slow
-def test_bench_prints_a_table_and_keeps_it(didi, tmp_path):
+def test_bench_prints_a_table_and_writes_it_to_files(didi, tmp_path):
     words = ["bench", "--model", "markov", "--batch-size", "2", "--nfe", "2", "4", "--rounds", "2", "--no-memory"]
     status, out, _ = didi(*words, "--methods", "ancestral", "autoregressive", "--random", "--out", tmp_path / "b")
     assert status == 0
@@ -471,7 +473,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
         assert process.wait() == 0, process.stderr.read().decode()
         process.stderr.close()
 
-    finish(start("straight"))
+    finish(start("uninterrupted"))
     killed = start("killed")
     while len(list((tmp_path / "killed").glob("checkpoints/step-*"))) < 2:  # until training has begun
         time.sleep(0.02)
@@ -481,8 +483,8 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     killed.stderr.close()
     assert not (tmp_path / "killed/bundle").exists()
     finish(start("killed", "--resume"))
-    files = [tmp_path / name / "bundle/student/model.safetensors" for name in ("straight", "killed")]
+    files = [tmp_path / name / "bundle/student/model.safetensors" for name in ("uninterrupted", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    metrics = [Path(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("straight", "killed")]
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("uninterrupted", "killed")]
     steps = [[json.loads(line)["step"] for line in lines] for lines in metrics]
     assert steps[0] == steps[1]

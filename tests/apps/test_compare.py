@@ -1,3 +1,5 @@
+"""``didi compare``: evaluations in two or more folders are compared in pairs and at equal entropy."""
+
 import json
 import math
 
@@ -26,16 +28,16 @@ def sample_set(nll, role="student", nfe=8, temperature=1.0, **about):
     return SampleSet(row, texts, Scores(nll, torch.full((len(nll),), 10)), torch.full((len(nll),), entropy).double())
 
 
-def evaluated(folder, *sets):
-    """A folder with the files of didi evaluate."""
+def write_evaluation(folder, *sets):
+    """Write the files of ``didi evaluate`` to a new folder; returns the sets."""
     folder.mkdir()
-    write_metrics([one.row for one in sets], folder)
+    write_metrics([each.row for each in sets], folder)
     write_samples(sets, folder)
     return sets
 
 
 def test_sets_are_read_as_they_were_written(tmp_path):
-    sets = evaluated(tmp_path / "a", sample_set([30.0, 31.0], "data", nfe=0), sample_set([30.0, math.inf, 32.0]))
+    sets = write_evaluation(tmp_path / "a", sample_set([30.0, 31.0], "data", nfe=0), sample_set([30.0, math.inf, 32.0]))
     for read, written in zip(read_sets(tmp_path / "a"), sets, strict=True):
         assert read.row.record() == written.row.record()
         assert read.texts == written.texts
@@ -60,8 +62,8 @@ def sweep(level, temperatures):
 
 @pytest.mark.slow
 def test_sets_with_equal_settings_are_compared_in_pairs_and_at_equal_entropy(tmp_path, capsys):
-    evaluated(tmp_path / "a", *sweep(0.0, [0.8, 0.9, 1.0]))
-    evaluated(tmp_path / "b", *sweep(1.0, [0.7, 0.8, 0.9, 1.0]))
+    write_evaluation(tmp_path / "a", *sweep(0.0, [0.8, 0.9, 1.0]))
+    write_evaluation(tmp_path / "b", *sweep(1.0, [0.7, 0.8, 0.9, 1.0]))
     run_compare([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")])
     table = (tmp_path / "c" / "compare.md").read_text()
     assert capsys.readouterr().out.startswith("| | against |")
@@ -81,22 +83,22 @@ def test_sets_with_equal_settings_are_compared_in_pairs_and_at_equal_entropy(tmp
 
 
 @pytest.mark.slow
-def test_a_comparison_is_written_before_the_table(tmp_path, monkeypatch):
+def test_a_comparison_is_written_to_files_before_it_is_printed(tmp_path, monkeypatch):
     for name in ("a", "b"):
-        evaluated(tmp_path / name, sample_set([30.0, 31.0]))
+        write_evaluation(tmp_path / name, sample_set([30.0, 31.0]))
 
-    def print_to_nobody(*_, **__):
+    def print_to_closed_pipe(*_, **__):
         raise BrokenPipeError
 
-    monkeypatch.setattr("builtins.print", print_to_nobody)
+    monkeypatch.setattr("builtins.print", print_to_closed_pipe)
     with pytest.raises(BrokenPipeError):
         run_compare([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")])
     assert {"compare.md", "frontier.png"} == {file.name for file in (tmp_path / "c").iterdir()}
 
 
-def test_labels_name_the_judge_if_there_are_several(tmp_path, capsys):
+def test_labels_name_the_judge_where_there_are_several(tmp_path, capsys):
     for name in ("a", "b"):
-        evaluated(tmp_path / name, *(sample_set([30.0, 31.0], judge=judge) for judge in ("one", "two")))
+        write_evaluation(tmp_path / name, *(sample_set([30.0, 31.0], judge=judge) for judge in ("one", "two")))
     run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
     assert capsys.readouterr().out.count("student, ancestral, 8 NFE, judge two |") == 1
 
@@ -104,7 +106,7 @@ def test_labels_name_the_judge_if_there_are_several(tmp_path, capsys):
 @pytest.mark.parametrize("damage", ["metrics", "samples", "line", "list", "repeated"])
 def test_a_folder_that_is_not_an_evaluation_is_refused(damage, tmp_path):
     folder = tmp_path / "a"
-    evaluated(folder, *[sample_set([30.0, 31.0])] * (2 if damage == "repeated" else 1))
+    write_evaluation(folder, *[sample_set([30.0, 31.0])] * (2 if damage == "repeated" else 1))
     match damage:
         case "metrics" | "samples":
             next(folder.glob(f"{damage}.*")).unlink()
@@ -121,10 +123,10 @@ def test_a_folder_that_is_not_an_evaluation_is_refused(damage, tmp_path):
     assert "FileNotFoundError" not in str(caught.value)
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path):
-    evaluated(tmp_path / "a", sample_set([30.0, 31.0]))
-    evaluated(tmp_path / "b", sample_set([30.0, 31.0], seed=1))
-    evaluated(tmp_path / "c", sample_set([30.0, 31.0], settings="num_candidates 8"))
+def test_fewer_than_two_folders_and_sets_of_different_settings_are_refused(tmp_path):
+    write_evaluation(tmp_path / "a", sample_set([30.0, 31.0]))
+    write_evaluation(tmp_path / "b", sample_set([30.0, 31.0], seed=1))
+    write_evaluation(tmp_path / "c", sample_set([30.0, 31.0], settings="num_candidates 8"))
     differences = {"b": "seed is 1 and 0", "c": "settings is 'num_candidates 8' and ''"}
     for folders in ([], ["a"]):
         with pytest.raises(UsageError, match="takes two folders or more"):
@@ -137,14 +139,14 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
 
 
 def test_the_refusal_names_the_differences_of_the_most_similar_sets(tmp_path):
-    evaluated(tmp_path / "a", sample_set([30.0, 31.0], "teacher", 4), sample_set([30.0, 31.0], "student", 8))
-    evaluated(tmp_path / "b", sample_set([30.0], "student", 16), sample_set([30.0, 31.0], "student", 4))
+    write_evaluation(tmp_path / "a", sample_set([30.0, 31.0], "teacher", 4), sample_set([30.0, 31.0], "student", 8))
+    write_evaluation(tmp_path / "b", sample_set([30.0], "student", 16), sample_set([30.0, 31.0], "student", 4))
     with pytest.raises(
         UsageError,
         match=r"of the two rows with the fewest differences, (role is 'student' and 'teacher'|nfe is 4 and 8)\)",
     ):
         run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
-    evaluated(tmp_path / "data", sample_set([30.0, 31.0], "data", nfe=0))
+    write_evaluation(tmp_path / "data", sample_set([30.0, 31.0], "data", nfe=0))
     with pytest.raises(UsageError, match=r"has no set like one of \S+: measure both"):
         run_compare([str(tmp_path / "a"), str(tmp_path / "data")])
 
@@ -157,21 +159,21 @@ def baseline(nfe=1024, temperatures=(0.8, 0.9, 1.0), level=0.0, **about):
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_an_autoregressive_baseline_of_a_second_bundle_is_compared_at_equal_entropy(tmp_path, capsys, is_first):
-    evaluated(tmp_path / "a", *(baseline() if is_first else sweep(1.0, [0.8, 0.9, 1.0])))
-    evaluated(tmp_path / "b", *(sweep(1.0, [0.8, 0.9, 1.0]) if is_first else baseline()))
+    write_evaluation(tmp_path / "a", *(baseline() if is_first else sweep(1.0, [0.8, 0.9, 1.0])))
+    write_evaluation(tmp_path / "b", *(sweep(1.0, [0.8, 0.9, 1.0]) if is_first else baseline()))
     run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
     lines = capsys.readouterr().out.splitlines()
-    ours = "student, ancestral, 8 NFE" if is_first else "autoregressive, ancestral, 1024 NFE"
+    compared = "student, ancestral, 8 NFE" if is_first else "autoregressive, ancestral, 1024 NFE"
     ratio = f"{math.exp(0.1 if is_first else -0.1):.3f}"
-    assert f"| {tmp_path}/b: {ours} | {tmp_path}/a | {ratio} | {ratio} | 3.60 to 4.00 |" in lines
+    assert f"| {tmp_path}/b: {compared} | {tmp_path}/a | {ratio} | {ratio} | 3.60 to 4.00 |" in lines
     assert sum("| 3.60 to 4.00 |" in line for line in lines) == 4  # two roles at two numbers of moves
     assert any(line.startswith(f"Not in {tmp_path}/a: {tmp_path}/b: ") for line in lines)
     assert not any(" p |" in line for line in lines)  # no pair shares its noise
 
 
 def test_baselines_of_two_bundles_are_compared_with_each_other_too(tmp_path, capsys):
-    evaluated(tmp_path / "a", *sweep(0.0, [0.8, 0.9, 1.0]), *baseline(level=1.0))
-    evaluated(tmp_path / "b", *baseline())
+    write_evaluation(tmp_path / "a", *sweep(0.0, [0.8, 0.9, 1.0]), *baseline(level=1.0))
+    write_evaluation(tmp_path / "b", *baseline())
     run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
     out, ratio = capsys.readouterr().out, f"{math.exp(-0.1):.3f}"
     assert out.startswith("| | against | perplexity ratio")
@@ -180,14 +182,14 @@ def test_baselines_of_two_bundles_are_compared_with_each_other_too(tmp_path, cap
 
 
 def test_a_baseline_without_a_sweep_is_refused(tmp_path):
-    evaluated(tmp_path / "a", sample_set([30.0, 31.0]))
-    evaluated(tmp_path / "b", *baseline(temperatures=[1.0]))
+    write_evaluation(tmp_path / "a", sample_set([30.0, 31.0]))
+    write_evaluation(tmp_path / "b", *baseline(temperatures=[1.0]))
     with pytest.raises(UsageError, match="at equal entropy, which takes a sweep of each: give both evaluations"):
         run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
-def test_baselines_of_other_seeds_are_refused_as_any_models(tmp_path):
+def test_baselines_of_different_seeds_are_refused(tmp_path):
     for seed, name in enumerate("ab"):
-        evaluated(tmp_path / name, *baseline(seed=seed))
+        write_evaluation(tmp_path / name, *baseline(seed=seed))
     with pytest.raises(UsageError, match="has no set like one of"):
         run_compare([str(tmp_path / "a"), str(tmp_path / "b")])

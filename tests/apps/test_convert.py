@@ -32,6 +32,7 @@ SEDD_CONFIG = {
 
 
 def network(seed=0, **settings):
+    """A small DiT with random weights."""
     torch.manual_seed(seed)
     shape = {"vocab_size": VOCAB, "mask_id": VOCAB - 1, "length": LENGTH, "hidden_size": 24, "num_blocks": 2}
     original = DiT(DiTConfig(**shape, num_heads=3, cond_dim=8, **settings)).eval()
@@ -41,6 +42,7 @@ def network(seed=0, **settings):
 
 
 def folder(path, weights, config=None, name="model.safetensors"):
+    """Write weights, and a config.json if it is given, to a folder; returns its path as text."""
     path.mkdir(parents=True, exist_ok=True)
     if name.endswith(".safetensors"):
         save_file({key: value.clone() for key, value in weights.items()}, path / name)
@@ -66,23 +68,18 @@ def converted(layout, source, tmp_path, *flags):
 
 @torch.no_grad()
 def same(one, two, sigma=None):
-    return torch.allclose(
-        one(TOKENS, sigma), two(TOKENS, sigma), rtol=0, atol=1e-6
-    )  # rounding depends on memory alignment
+    """Whether two networks have equal logits, up to rounding, which depends on the alignment of memory."""
+    return torch.allclose(one(TOKENS, sigma), two(TOKENS, sigma), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["mdlm", "sdtt", "didi"])
-def test_a_hub_folder_in_the_mdlm_layout(tmp_path, layout):
+def test_a_hub_folder_in_the_mdlm_layout_is_converted(tmp_path, layout):
     original = network()
     source = folder(tmp_path / "hub", original.state_dict() if layout == "didi" else prefixed(original), MDLM_CONFIG)
     bundle = converted(layout, source, tmp_path)
-    network_of_bundle = bundle.network("teacher" if layout == "mdlm" else "student")
-    assert same(network_of_bundle, original)
-    assert (network_of_bundle.config.num_heads, network_of_bundle.length, network_of_bundle.mask_id) == (
-        3,
-        LENGTH,
-        VOCAB - 1,
-    )
+    result = bundle.network("teacher" if layout == "mdlm" else "student")
+    assert same(result, original)
+    assert (result.config.num_heads, result.length, result.mask_id) == (3, LENGTH, VOCAB - 1)
     assert bundle.provenance == {"source": source, "layout": layout, "weights": "raw", "block_layout": "bos-eos"}
     assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
 
@@ -96,6 +93,7 @@ def test_every_kind_of_file_holds_the_same_network(tmp_path, name):
 
 
 def lightning(original, average, **more):
+    """Content of a Lightning checkpoint with the weights of one network and the averaged weights of another."""
     return {
         "state_dict": prefixed(original) | {"noise.sigma_max": torch.ones(1)},
         "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": parameters_in_order(average)},
@@ -125,9 +123,11 @@ def test_an_average_that_does_not_fit_is_refused(tmp_path, change):
         converted("mdlm", str(tmp_path / "best.ckpt"), tmp_path)
 
 
-class Shell:
+class CodeInPickle:
+    """Object that makes the file ``code-has-run`` when it is unpickled."""
+
     def __reduce__(self):
-        return (Path("escaped").touch, ())
+        return (Path("code-has-run").touch, ())
 
 
 def test_settings_in_a_lightning_checkpoint_are_skipped(tmp_path):
@@ -141,12 +141,12 @@ def test_settings_in_a_lightning_checkpoint_are_skipped(tmp_path):
 def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     original = network()
-    torch.save(lightning(original, original, callbacks=Shell()), tmp_path / "best.ckpt")
+    torch.save(lightning(original, original, callbacks=CodeInPickle()), tmp_path / "best.ckpt")
     assert same(converted("mdlm", "best.ckpt", tmp_path).teacher, original)
-    assert not Path("escaped").exists()
+    assert not Path("code-has-run").exists()
 
 
-def test_tied_weights_are_there_once(tmp_path):
+def test_tied_weights_may_be_stored_once(tmp_path):
     original = network()
     with torch.no_grad():
         original.output_layer.linear.weight.copy_(original.vocab_embed.embedding)
@@ -168,7 +168,7 @@ def test_tied_weights_are_there_once(tmp_path):
         converted("mdlm", folder(tmp_path / "untied", network(3).state_dict()), tmp_path, "--tied")
 
 
-def test_sedd_is_a_denoiser_told_its_noise(tmp_path):
+def test_a_sedd_checkpoint_becomes_a_time_conditioned_denoiser(tmp_path):
     raw, average = network(0, is_time_conditioned=True), network(1, is_time_conditioned=True)
     content = {
         "model": OrderedDict((f"module.{name}", value) for name, value in raw.state_dict().items()),
@@ -183,7 +183,7 @@ def test_sedd_is_a_denoiser_told_its_noise(tmp_path):
 
 
 @pytest.mark.parametrize("graph", ["absorb", "uniform"])
-def test_scores_of_sedd_are_those_of_its_code(tmp_path, graph):
+def test_scores_of_sedd_are_those_of_the_original_code(tmp_path, graph):
     original, t = network(0, is_time_conditioned=True), torch.tensor([0.3], dtype=torch.float64)
     source = folder(tmp_path / "hub", prefixed(original), SEDD_CONFIG | {"graph": {"type": graph}})
     bundle = converted("sedd", source, tmp_path)
@@ -220,17 +220,24 @@ def test_scores_of_sedd_that_are_not_scaled_are_a_denoisers_logits(tmp_path):
     [
         ({"type": "geometric", "sigma_min": 1e-5}, "geometric"),
         ({"type": "geometric"}, "geometric-1e-4"),
+    ],
+)
+def test_the_noise_of_sedd_sets_the_schedule(tmp_path, noise, expected):
+    source = folder(tmp_path / "hub", prefixed(network(is_time_conditioned=True)), SEDD_CONFIG | {"noise": noise})
+    assert converted("sedd", source, tmp_path).process.schedule.name == expected
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
         ({"type": "geometric", "sigma_min": 1e-3}, "from 1e-5 or 1e-4 to 20 here; config.json says from 0.001 to 20"),
         ({"type": "cosine"}, "noise is one of loglinear, geometric; config.json says 'cosine'"),
     ],
 )
-def test_noise_of_sedd(tmp_path, noise, expected):
+def test_another_noise_of_sedd_is_refused(tmp_path, noise, message):
     source = folder(tmp_path / "hub", prefixed(network(is_time_conditioned=True)), SEDD_CONFIG | {"noise": noise})
-    if " " in expected:
-        with pytest.raises(UsageError, match=expected):
-            converted("sedd", source, tmp_path)
-    else:
-        assert converted("sedd", source, tmp_path).process.schedule.name == expected
+    with pytest.raises(UsageError, match=message):
+        converted("sedd", source, tmp_path)
 
 
 def test_another_graph_of_sedd_is_refused(tmp_path):
@@ -239,7 +246,7 @@ def test_another_graph_of_sedd_is_refused(tmp_path):
         converted("sedd", source, tmp_path)
 
 
-def test_a_uniform_state_network_of_duo_is_sampled_as_one(tmp_path):
+def test_a_network_of_duo_is_sampled_with_the_uniform_process(tmp_path):
     original = network()
     bundle = converted("duo", folder(tmp_path / "hub", prefixed(original), MDLM_CONFIG), tmp_path)
     assert same(bundle.teacher, original, torch.tensor([0.5, 2.0]))
@@ -250,22 +257,22 @@ def test_a_uniform_state_network_of_duo_is_sampled_as_one(tmp_path):
         didi.generate(bundle, num_samples=2, nfe=4, sampler="first-hitting")
 
 
-class OldHead(nn.Module):
-    """The released discriminator's head, under the spectral norm of its time."""
+class ReleasedHead(nn.Module):
+    """Head of the released discriminator, with the spectral norm of older versions of torch."""
 
     def __init__(self, dim):
         super().__init__()
-        with warnings.catch_warnings(action="ignore"):  # some versions of torch say that it is old
+        with warnings.catch_warnings(action="ignore"):  # deprecated in some versions of torch
             layers = [nn.utils.spectral_norm(nn.Linear(dim, dim)), nn.SiLU(), nn.utils.spectral_norm(nn.Linear(dim, 1))]
         self.main = nn.Sequential(*layers)
 
 
 @pytest.mark.slow
-def test_the_released_discriminator_changes_sign(tmp_path):
+def test_the_released_discriminator_is_converted_with_the_opposite_sign(tmp_path):
     torch.manual_seed(0)
     original = network()
     discriminator = Discriminator.from_denoiser(original)
-    old = OldHead(24)
+    old = ReleasedHead(24)
     features = torch.randn(5, 24)
     for _ in range(3):  # power iterations
         old.main(features)
@@ -286,7 +293,7 @@ def test_the_released_discriminator_changes_sign(tmp_path):
         converted("didi", source, tmp_path)
 
 
-def test_export_is_the_way_back(tmp_path):
+def test_an_exported_network_is_converted_back_unchanged(tmp_path):
     bundle = didi.load("markov")
     out = export(bundle, tmp_path / "mdlm", "teacher")
     assert json.loads((out / "config.json").read_text())["n_heads"] == bundle.teacher.config.num_heads
@@ -298,7 +305,7 @@ def test_export_is_the_way_back(tmp_path):
         export(bundle, tmp_path / "mdlm")
 
 
-def test_a_network_with_parts_of_its_own_is_not_exported(tmp_path):
+def test_a_network_with_convolutions_is_not_exported(tmp_path):
     bundle = didi.Bundle(teacher=network(conv_radius=2))
     with pytest.raises(UsageError, match="no convolutions"):
         export(bundle, tmp_path / "mdlm")
@@ -315,7 +322,7 @@ def test_a_network_with_parts_of_its_own_is_not_exported(tmp_path):
         ({"n_heads": 5}, "hidden_size is a multiple"),
     ],
 )
-def test_settings_beside_the_weights_are_checked(tmp_path, config, message):
+def test_wrong_settings_in_config_json_are_refused(tmp_path, config, message):
     with pytest.raises(UsageError, match=message):
         converted("mdlm", folder(tmp_path / "hub", network().state_dict(), config), tmp_path)
 
@@ -342,14 +349,14 @@ def test_a_tokenizer_larger_than_the_network_is_refused(tmp_path):
     assert converted("mdlm", source, tmp_path, "--tokenizer", "none").tokenizer is None
 
 
-def test_a_hub_name_with_path_tricks_stays_a_name(tmp_path):
+def test_a_hub_name_with_other_characters_is_refused_by_the_hub_client(tmp_path):
     for name in ("owner/..", "own er/name", "owner/na\\me"):
-        with pytest.raises(DidiError):
+        with pytest.raises(DidiError, match=r"no reachable Hub repository .*: Repo id must use alphanumeric chars"):
             converted("mdlm", name, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_rows_of_the_public_checkpoints_are_recorded_and_a_flag_or_the_settings_say_otherwise(tmp_path):
+def test_the_block_layout_is_that_of_the_public_checkpoints_unless_config_json_or_a_flag_sets_another(tmp_path):
     original = network()
     plain = folder(tmp_path / "plain", prefixed(original), MDLM_CONFIG)
     streamed = folder(tmp_path / "streamed", prefixed(original), MDLM_CONFIG | {"block_layout": "stream"})

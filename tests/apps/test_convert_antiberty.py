@@ -1,4 +1,4 @@
-"""``didi convert antiberty``: the package's folders become a teacher of antibodies; the real weights behave as such."""
+"""``didi convert antiberty``: folders of the package become a teacher; the published weights predict antibodies."""
 
 import json
 
@@ -80,12 +80,12 @@ def test_a_folder_of_the_package_becomes_a_teacher(network, folder, tmp_path):
     assert set("".join(texts)) <= set(RESIDUES)
 
 
-def test_the_name_means_the_pinned_asset(folder, tmp_path, monkeypatch):
-    asked = []
+def test_the_name_antiberty_fetches_the_pinned_asset(folder, tmp_path, monkeypatch):
+    fetched = []
     (folder.parent / "AntiBERTy_md_smooth").symlink_to(folder)
-    monkeypatch.setattr(convert_antiberty, "fetch", lambda name: asked.append(name) or folder.parent)
+    monkeypatch.setattr(convert_antiberty, "fetch", lambda name: fetched.append(name) or folder.parent)
     assert converted("antiberty", tmp_path, "--role", "student").student.length == 40
-    assert asked == ["antiberty"]
+    assert fetched == ["antiberty"]
 
 
 def test_another_vocabulary_and_flags_of_other_layouts_are_refused(folder, tmp_path):
@@ -98,7 +98,7 @@ def test_another_vocabulary_and_flags_of_other_layouts_are_refused(folder, tmp_p
         converted(folder, tmp_path)
 
 
-def test_the_vocabulary_of_the_outer_folder_is_that_of_the_pinned_asset_alone(folder, tmp_path, monkeypatch):
+def test_the_vocabulary_of_the_outer_folder_is_read_only_for_the_pinned_asset(folder, tmp_path, monkeypatch):
     (folder.parent / "vocab.txt").write_text("\n".join(reversed(VOCABULARY)))
     assert converted(folder, tmp_path).teacher is not None
     (folder.parent / "AntiBERTy_md_smooth").symlink_to(folder)
@@ -109,7 +109,7 @@ def test_the_vocabulary_of_the_outer_folder_is_that_of_the_pinned_asset_alone(fo
 
 @pytest.mark.network
 @torch.no_grad()
-def test_the_real_weights_have_the_logits_of_transformers_and_know_heavy_chains(tmp_path):
+def test_the_published_weights_have_the_logits_of_transformers_and_predict_a_heavy_chain(tmp_path):
     transformers = pytest.importorskip("transformers")
     from didi.data.assets import fetch
     from didi.data.protein_batches import protein_canvas

@@ -54,7 +54,7 @@ def test_a_hub_folder_becomes_a_teacher_of_proteins(network, folder, tmp_path, l
     assert bundle.tokenizer.encode("MKT").ids == [20, 15, 11]
 
 
-def test_safetensors_role_and_length(network, folder, tmp_path):
+def test_safetensors_and_the_flags_role_and_length_are_read(network, folder, tmp_path):
     save_file(to_public_names(network.state_dict()), folder / "model.safetensors")
     bundle = converted("dplm", folder, tmp_path, "--role", "student", "--length", "64")
     assert bundle.teacher is None
@@ -83,7 +83,7 @@ def test_zero_is_refused_as_any_other_wrong_number(folder, tmp_path, flag, name)
         converted("esm2", folder, tmp_path, flag, "0")
 
 
-def test_an_average_is_refused(network, tmp_path):
+def test_a_checkpoint_with_averaged_weights_is_refused(network, tmp_path):
     content = {"state_dict": to_public_names(network.state_dict()), "ema": {"shadow_params": [torch.ones(1)]}}
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(UsageError, match="holds one set of weights"):

@@ -16,7 +16,7 @@ from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.networks import without_weights
 from didi.models.tokenizer_fit import MASK
 
-from .gpt2_files import BEGIN, DOCUMENTS, LENGTH, VOCAB, hugging, tokenizer, written
+from .gpt2_files import BEGIN, DOCUMENTS, LENGTH, VOCAB, gpt2_folder, random_gpt2, tokenizer
 
 TOKENS = torch.randint(0, VOCAB, (3, LENGTH), generator=torch.Generator().manual_seed(0))
 
@@ -27,20 +27,20 @@ def converted(source, tmp_path, *flags, out="bundle"):
 
 
 @torch.no_grad()
-def assert_same(network, model):
+def assert_same_logits(network, model):
     torch.testing.assert_close(network(TOKENS), model(TOKENS).logits, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_logits_nll_and_greedy_continuation_are_those_of_transformers(tmp_path):
-    model = hugging()
+    model = random_gpt2()
     model.save_pretrained(tmp_path / "hub")
     bundle = converted(tmp_path / "hub", tmp_path)
     network = bundle.autoregressive
     assert bundle.network() is network
     assert (network.mask_id, network.begin_id, network.vocab_size, network.length) == (None, BEGIN, VOCAB, LENGTH)
-    assert_same(network, model)
+    assert_same_logits(network, model)
     read = torch.cat([torch.full((3, 1), BEGIN), TOKENS[:, :-1]], 1)
     expected = F.cross_entropy(model(read).logits.transpose(1, 2), TOKENS, reduction="none")
     torch.testing.assert_close(network.nll(TOKENS), expected, rtol=0, atol=2e-5)
@@ -65,9 +65,9 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_every_form_of_the_files_holds_the_same_network(tmp_path, form):
-    model = hugging()
-    network = converted(written(tmp_path / "hub", model, **form), tmp_path).autoregressive
-    assert_same(network, model)
+    model = random_gpt2()
+    network = converted(gpt2_folder(tmp_path / "hub", model, **form), tmp_path).autoregressive
+    assert_same_logits(network, model)
     assert network.config.is_tied
     assert [name for name in network.state_dict() if "lm_head" in name] == []
 
@@ -85,42 +85,42 @@ def test_every_form_of_the_files_holds_the_same_network(tmp_path, form):
     ids=str,
 )
 def test_settings_of_config_json_are_read(tmp_path, settings):
-    model = hugging(**settings)
-    network = converted(written(tmp_path / "hub", model), tmp_path).autoregressive
-    assert_same(network, model)
+    model = random_gpt2(**settings)
+    network = converted(gpt2_folder(tmp_path / "hub", model), tmp_path).autoregressive
+    assert_same_logits(network, model)
     assert network.config.is_tied is model.config.tie_word_embeddings
     assert network.begin_id == model.config.bos_token_id
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_other_types_become_float32(tmp_path, dtype):
-    model = hugging().to(dtype)
-    network = converted(written(tmp_path / "hub", model), tmp_path).autoregressive
-    assert_same(network, model.float())
+    model = random_gpt2().to(dtype)
+    network = converted(gpt2_folder(tmp_path / "hub", model), tmp_path).autoregressive
+    assert_same_logits(network, model.float())
 
 
-def test_a_file_without_config_json_needs_its_heads(tmp_path):
-    model = hugging()
-    (written(tmp_path / "hub", model, head=True) / "config.json").unlink()
+def test_a_file_without_config_json_needs_heads_and_begin_symbol(tmp_path):
+    model = random_gpt2()
+    (gpt2_folder(tmp_path / "hub", model, head=True) / "config.json").unlink()
     file = tmp_path / "hub" / "model.safetensors"
     with pytest.raises(UsageError, match=r"n_head, a whole number, must be in config.json"):
         converted(file, tmp_path)
     with pytest.raises(UsageError, match=r"bos_token_id in config.json, which begins a text, is one of 279 symbols"):
         converted(file, tmp_path, "--num-heads", "3")
     (tmp_path / "hub" / "config.json").write_text(json.dumps({"bos_token_id": BEGIN}))
-    assert_same(converted(file, tmp_path, "--num-heads", "3").autoregressive, model)
+    assert_same_logits(converted(file, tmp_path, "--num-heads", "3").autoregressive, model)
 
 
 def test_the_head_is_the_embedding_where_config_json_does_not_say(tmp_path):
-    source = written(tmp_path / "hub", hugging())
+    source = gpt2_folder(tmp_path / "hub", random_gpt2())
     settings = json.loads((source / "config.json").read_text())
     del settings["tie_word_embeddings"]
     (source / "config.json").write_text(json.dumps(settings))
     assert converted(source, tmp_path).autoregressive.config.is_tied
 
 
-def changed(folder, **weights):
-    """The weights of a folder with some replaced, or left out if their value is None."""
+def replace_weights(folder, **weights):
+    """Replace weights in a folder, and remove those whose value is None."""
     from safetensors.torch import load_file, save_file
 
     held = load_file(folder / "model.safetensors") | weights
@@ -148,30 +148,30 @@ def changed(folder, **weights):
     ids=str,
 )
 def test_every_key_is_used_and_has_its_shape(tmp_path, weights, message):
-    changed(written(tmp_path / "hub", hugging(), prefix=""), **weights)
+    replace_weights(gpt2_folder(tmp_path / "hub", random_gpt2(), prefix=""), **weights)
     with pytest.raises(UsageError, match=message) as caught:
         converted(tmp_path / "hub", tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "bundle").exists()
 
 
-def test_an_untied_head_must_be_there(tmp_path):
-    source = written(tmp_path / "hub", hugging(tie_word_embeddings=False), head=False)
+def test_an_untied_head_must_be_in_the_file(tmp_path):
+    source = gpt2_folder(tmp_path / "hub", random_gpt2(tie_word_embeddings=False), head=False)
     with pytest.raises(UsageError, match=r"missing lm_head.weight$"):
         converted(source, tmp_path)
     assert converted(source, tmp_path, "--tied").autoregressive.config.is_tied
 
 
 def test_keys_of_a_missing_block_are_named(tmp_path):
-    source = written(tmp_path / "hub", hugging())
-    changed(source, **{f"transformer.h.1.{name}": None for name in block_keys()})
+    source = gpt2_folder(tmp_path / "hub", random_gpt2())
+    replace_weights(source, **{f"transformer.h.1.{name}": None for name in block_keys()})
     with pytest.raises(UsageError, match=r"missing transformer.h.1.ln_1.weight; .*missing transformer.h.1.mlp.c_proj"):
         converted(source, tmp_path)
 
 
 def block_keys():
     root = "transformer.h.1."
-    return [name.removeprefix(root) for name in hugging().state_dict() if name.startswith(root)]
+    return [name.removeprefix(root) for name in random_gpt2().state_dict() if name.startswith(root)]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def block_keys():
     ids=str,
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, settings, message):
-    source = written(tmp_path / "hub", hugging())
+    source = gpt2_folder(tmp_path / "hub", random_gpt2())
     config = json.loads((source / "config.json").read_text()) | settings
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=message):
@@ -220,11 +220,11 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, settings, message):
 )
 def test_flags_of_other_layouts_are_refused(tmp_path, flags, message):
     with pytest.raises(UsageError, match=message):
-        converted(written(tmp_path / "hub", hugging()), tmp_path, *flags)
+        converted(gpt2_folder(tmp_path / "hub", random_gpt2()), tmp_path, *flags)
 
 
 def test_a_training_checkpoint_with_an_average_is_refused(tmp_path):
-    content = {"state_dict": hugging().state_dict(), "ema": {"shadow_params": [torch.ones(1)]}}
+    content = {"state_dict": random_gpt2().state_dict(), "ema": {"shadow_params": [torch.ones(1)]}}
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(UsageError, match="holds one set of weights"):
         converted(tmp_path / "last.ckpt", tmp_path)
@@ -241,7 +241,7 @@ def test_a_training_checkpoint_with_an_average_is_refused(tmp_path):
 )
 def test_a_hub_name_may_lack_its_owner(tmp_path, monkeypatch, name, expected):
     requested = []
-    written(tmp_path / "hub", hugging())
+    gpt2_folder(tmp_path / "hub", random_gpt2())
 
     def download(repository, patterns, revision=None):
         requested.append((repository, revision))
@@ -259,7 +259,7 @@ def test_a_hub_name_may_lack_its_owner(tmp_path, monkeypatch, name, expected):
 @pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
 def test_pickled_weights_are_downloaded_only_where_there_are_no_others(tmp_path, monkeypatch, form):
     requested = []
-    written(tmp_path / "hub", hugging(), form=form)
+    gpt2_folder(tmp_path / "hub", random_gpt2(), form=form)
 
     def download(repository, patterns, revision=None):
         requested.append("*.bin" in patterns)
@@ -276,7 +276,7 @@ def test_another_name_without_an_owner_is_refused(tmp_path, monkeypatch):
         converted("gpt3", tmp_path)
     with pytest.raises(UsageError, match="a checkpoint is a file, a folder or a Hub repository"):
         run_convert(["mdlm", "gpt2", "--out", "x"])
-    written(tmp_path / "gpt2", hugging())  # a folder of that name comes first
+    gpt2_folder(tmp_path / "gpt2", random_gpt2())  # a folder of that name comes first
     assert converted("gpt2", tmp_path).autoregressive.vocab_size == VOCAB
 
 
@@ -288,12 +288,12 @@ def without_mask(whole):
     from tokenizers import Tokenizer
 
     record = json.loads(whole.to_str())
-    record["added_tokens"] = [one for one in record["added_tokens"] if one["content"] != MASK]
+    record["added_tokens"] = [token for token in record["added_tokens"] if token["content"] != MASK]
     return Tokenizer.from_str(json.dumps(record))
 
 
-def test_the_tokenizer_beside_gets_the_mask_of_diffusion_models_over_the_same_tokens(tmp_path):
-    source = written(tmp_path / "hub", hugging())
+def test_a_mask_is_added_to_the_tokenizer_in_the_folder(tmp_path):
+    source = gpt2_folder(tmp_path / "hub", random_gpt2())
     lacking = without_mask(tokenizer())
     lacking.save(str(source / "tokenizer.json"))
     assert lacking.get_vocab_size() == VOCAB
@@ -304,8 +304,8 @@ def test_the_tokenizer_beside_gets_the_mask_of_diffusion_models_over_the_same_to
 
 @pytest.mark.slow
 def test_a_network_with_more_symbols_than_tokens_keeps_its_tokenizer(tmp_path):
-    model = hugging(vocab_size=320)
-    source = written(tmp_path / "hub", model)
+    model = random_gpt2(vocab_size=320)
+    source = gpt2_folder(tmp_path / "hub", model)
     for number, given in enumerate((without_mask(tokenizer()), tokenizer())):
         given.save(str(source / "tokenizer.json"))
         bundle = converted(source, tmp_path, out=str(number))
@@ -315,8 +315,8 @@ def test_a_network_with_more_symbols_than_tokens_keeps_its_tokenizer(tmp_path):
         assert source_for(bundle, str(tmp_path / "corpus.txt")).test.shape[1] == LENGTH
 
 
-def test_a_tokenizer_of_a_larger_network_is_refused(tmp_path):
-    source = written(tmp_path / "hub", hugging(vocab_size=200))
+def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(tmp_path):
+    source = gpt2_folder(tmp_path / "hub", random_gpt2(vocab_size=200))
     tokenizer().save(str(source / "tokenizer.json"))
     with pytest.raises(UsageError, match="fit into the network's 200 symbols"):
         converted(source, tmp_path)
@@ -335,7 +335,7 @@ def test_a_network_of_the_public_size_has_the_tokenizer_of_gpt2(tmp_path, monkey
 
     monkeypatch.setattr(convert_parts, "load_tokenizer", load)
     monkeypatch.setattr(convert_parts, "GPT2_WITH_MASK", VOCAB + 1)
-    bundle = converted(written(tmp_path / "hub", hugging()), tmp_path)
+    bundle = converted(gpt2_folder(tmp_path / "hub", random_gpt2()), tmp_path)
     assert names == ["gpt2"]
     assert bundle.tokenizer.token_to_id(MASK) == VOCAB
 
@@ -344,8 +344,8 @@ def test_a_network_of_the_public_size_has_the_tokenizer_of_gpt2(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_it_stands_beside_diffusion_networks_over_the_same_tokens(tmp_path, make_dit):
-    network = converted(written(tmp_path / "hub", hugging()), tmp_path, "--tokenizer", "none").autoregressive
+def test_a_bundle_may_hold_gpt2_and_diffusion_networks_over_the_same_tokens(tmp_path, make_dit):
+    network = converted(gpt2_folder(tmp_path / "hub", random_gpt2()), tmp_path, "--tokenizer", "none").autoregressive
     student = make_dit(vocab_size=VOCAB + 1, length=LENGTH)
     both = didi.Bundle(student=student, autoregressive=network, tokenizer=tokenizer())
     loaded = didi.load(didi.save(both, tmp_path / "both"))
@@ -367,8 +367,8 @@ def test_it_stands_beside_diffusion_networks_over_the_same_tokens(tmp_path, make
 
 
 @pytest.mark.slow
-def test_the_public_sizes_are_built_without_memory():
-    """The shapes of the five public models give their numbers of parameters."""
+def test_the_public_sizes_have_the_published_numbers_of_parameters():
+    """The networks of the five public models are built without memory for their weights."""
     for width, depth, heads, parameters in (
         (768, 6, 12, 81_912_576), (768, 12, 12, 124_439_808), (1024, 24, 16, 354_823_168),
         (1280, 36, 20, 774_030_080), (1600, 48, 25, 1_557_611_200),
@@ -378,11 +378,11 @@ def test_the_public_sizes_are_built_without_memory():
             hidden_size=width, num_blocks=depth, num_heads=heads, is_tied=True,
         )  # fmt: skip
         network = without_weights(lambda config=config: AutoregressiveLM(config))
-        assert sum(one.numel() for one in network.parameters()) == parameters
-        assert all(one.is_meta for one in network.parameters())
+        assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+        assert all(parameter.is_meta for parameter in network.parameters())
 
 
-def test_the_tokenizer_of_gpt2_has_its_end_of_text_where_it_begins():
+def test_the_end_of_text_token_of_gpt2_is_its_begin_symbol():
     try:
         tokens = load_tokenizer("gpt2")
     except didi.DidiError as error:

@@ -1,4 +1,4 @@
-"""``didi convert`` of networks in the formats of public code bases and libraries."""
+"""``didi convert``: prefixes of keys, training checkpoints of the paper, shards, precisions and numbers of moves."""
 
 import json
 import math
@@ -21,6 +21,7 @@ TOKENS = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual
 
 
 def network(seed=0):
+    """A small DiT with random weights."""
     torch.manual_seed(seed)
     shape = {"vocab_size": VOCAB, "mask_id": VOCAB - 1, "length": LENGTH, "hidden_size": 24, "num_blocks": 2}
     original = DiT(DiTConfig(**shape, num_heads=3, cond_dim=8)).eval()
@@ -40,6 +41,7 @@ def convert(layout, source, tmp_path, *flags, out="bundle"):
 
 @torch.no_grad()
 def same(one, two, **tolerance):
+    """Whether two networks have equal logits, up to rounding."""
     return torch.allclose(one(TOKENS), two(TOKENS), **{"rtol": 0, "atol": 1e-6} | tolerance)
 
 
@@ -87,8 +89,8 @@ def test_a_training_checkpoint_of_the_paper_is_converted(tmp_path, training_chec
     assert same(bundle.student, raw if weights == "raw" else average)
     assert bundle.provenance["weights"] == (weights or "ema")
     with torch.no_grad():
-        found, expected = (one(TOKENS, torch.full((2,), 0.5)) for one in (bundle.discriminator, discriminator))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        logits, expected = (one(TOKENS, torch.full((2,), 0.5)) for one in (bundle.discriminator, discriminator))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_a_named_discriminator_replaces_that_of_the_checkpoint(tmp_path, training_checkpoint):
@@ -99,7 +101,7 @@ def test_a_named_discriminator_replaces_that_of_the_checkpoint(tmp_path, trainin
     assert torch.equal(bundle.discriminator.trunk.vocab_embed.embedding, other["vocab_embed.embedding"])
 
 
-def test_a_discriminator_is_not_dropped_without_a_word(tmp_path, training_checkpoint):
+def test_a_layout_without_discriminator_refuses_a_checkpoint_with_one(tmp_path, training_checkpoint):
     with pytest.raises(UsageError, match="converted with its student; with the layout didi, not mdlm"):
         convert("mdlm", training_checkpoint[0], tmp_path)
 
@@ -208,7 +210,7 @@ def test_a_converted_student_records_its_intended_number_of_moves(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_number_of_moves_that_is_not_recorded_is_not_invented(tmp_path):
+def test_without_a_recorded_number_of_moves_the_default_is_used(tmp_path):
     save_file(prefixed("", network()), tmp_path / "model.safetensors")
     bundle = convert("didi", tmp_path / "model.safetensors", tmp_path)
     assert "intended_nfe: null\n" in (tmp_path / "bundle" / "bundle.yaml").read_text()

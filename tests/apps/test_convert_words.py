@@ -1,4 +1,4 @@
-"""Wrong arguments of ``didi convert``."""
+"""``didi convert`` refuses wrong arguments."""
 
 import pytest
 
@@ -17,7 +17,8 @@ from didi.errors import UsageError
         (["mdlm", ".", "--out", "x"], "holds one file of weights"),
     ],
 )
-def test_wrong_words_get_one_line(tmp_path, monkeypatch, words, message):
+def test_wrong_arguments_are_refused_in_one_line(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         run_convert(words)
+    assert "\n" not in str(caught.value)

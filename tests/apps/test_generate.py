@@ -1,4 +1,4 @@
-"""``didi generate``: samples repeated from records, prompts from files and standard input, output batch by batch."""
+"""``didi generate``: records that repeat a sample, prompts from files and standard input, and the output of batches."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_a_record_names_weights_and_versions(didi):
 
 
 @pytest.mark.slow
-def test_prompts_of_a_file_are_one_sample_set(didi, tmp_path):
+def test_each_prompt_of_a_file_has_its_own_seed_and_samples(didi, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffThe minister\r\n\r\nThe [MASK] said that\r\nA\u2028B\r\n".encode())
     words = [*JSONL, "--model", "tiny-news", "--nfe", "2", "--seed", "5"]
@@ -149,7 +149,7 @@ def test_prompts_come_from_standard_input(didi, monkeypatch, typed, words, begin
         (None, "No such file or directory"),
     ],
 )
-def test_files_without_prompts_are_refused_in_one_line(didi, tmp_path, content, message):
+def test_wrong_prompt_files_are_refused_in_one_line(didi, tmp_path, content, message):
     file = tmp_path / "prompts"
     if content is not None:
         file.write_bytes(content)
@@ -164,14 +164,14 @@ def test_standard_input_that_cannot_be_read_is_reported_with_its_flag(didi, monk
         def read(self, *_):
             raise OSError(21, "Is a directory")
 
-    ends = {
+    streams = {
         f"the text of {flag} is UTF-8; byte 3 of standard input is not": io.TextIOWrapper(io.BytesIO(b"caf\xe9")),
         f"{flag} reads a file or standard input; standard input cannot be read: Is a dir": SimpleNamespace(
             buffer=Unreadable()
         ),
         f"{flag} - reads standard input, which is closed": None,
     }
-    for message, stream in ends.items():
+    for message, stream in streams.items():
         monkeypatch.setattr(sys, "stdin", stream)
         status, out, err = didi(*NEWS, flag, "-")
         assert (status, out, err.count("\n")) == (2, "", 1)
@@ -208,7 +208,7 @@ def test_a_prefix_that_looks_like_a_flag_gets_a_hint(didi):
 
 
 @pytest.mark.slow
-def test_what_was_written_before_ctrl_c_is_kept(didi, monkeypatch):
+def test_finished_batches_are_written_before_ctrl_c(didi, monkeypatch):
     class Stream(io.StringIO):
         flushed = ""
 
@@ -217,7 +217,7 @@ def test_what_was_written_before_ctrl_c_is_kept(didi, monkeypatch):
 
     def interrupted(*args, **options):
         yield next(generate_batches(*args, **options))
-        assert out.flushed.count("---") == 2  # before the next batch
+        assert out.flushed.count("---") == 2  # the first batch, written before the next one is sampled
         raise KeyboardInterrupt
 
     out = Stream()
@@ -275,6 +275,12 @@ def test_only_samples_that_begin_in_the_middle_are_trimmed(didi):
     markov = ["generate", "--model", "markov", "--num-samples", "1", "--length", "12"]
     assert len(didi(*markov)[1].splitlines()[1].split()) == 12
     assert not command.cuts_words(package.load("markov"))
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], 4), (["--role", "teacher"], 16), (["--nfe", "3"], 3)])
+def test_a_student_makes_by_default_the_moves_that_it_was_trained_for(didi, words, expected):
+    (line,) = didi("generate", "--model", "exact", "--num-samples", "1", "--format", "jsonl", *words)[1].splitlines()
+    assert json.loads(line)["nfe"] == expected
 
 
 def test_prompt_records_are_public():

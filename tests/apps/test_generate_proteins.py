@@ -30,14 +30,14 @@ def test_fasta_and_json_lines_hold_the_same_samples(model, tmp_path, capsys):
     assert max(len(line) for line in written.splitlines() if not line.startswith(">")) == 60
     (tmp_path / "samples.fasta").write_text(written)
     records = list(read_fasta(tmp_path / "samples.fasta"))
-    assert [len(one.residues) for one in records] == [3, 70, 3, 70, 3]
+    assert [len(record.residues) for record in records] == [3, 70, 3, 70, 3]
     assert records[1].title == f"sample-2 model={model} sampler=ancestral nfe=2 seed=4 index=1"
     run_generate([*flags, "--format", "jsonl"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [one["text"] for one in lines] == [one.residues for one in records]
-    assert [one["length"] for one in lines] == [3, 70, 3, 70, 3]
-    assert [len(one["tokens"]) for one in lines] == [5, 72, 5, 72, 5]
-    assert {one["sampler"] for one in lines} == {"ancestral"}
+    assert [line["text"] for line in lines] == [record.residues for record in records]
+    assert [line["length"] for line in lines] == [3, 70, 3, 70, 3]
+    assert [len(line["tokens"]) for line in lines] == [5, 72, 5, 72, 5]
+    assert {line["sampler"] for line in lines} == {"ancestral"}
 
 
 def test_the_count_of_tokens_leaves_out_begin_and_end_symbols(model, capsys):
@@ -69,17 +69,17 @@ def test_regions_of_a_file_are_redesigned(model, templates, tmp_path, capsys):
     (tmp_path / "samples.fasta").write_text(capsys.readouterr().out)
     records = list(read_fasta(tmp_path / "samples.fasta"))
     patterns = ["EV..V...SGGGLVQPGG"] * 2 + ["MK..Y..."] * 2
-    assert all(map(re.fullmatch, patterns, (one.residues for one in records)))
+    assert all(map(re.fullmatch, patterns, (record.residues for record in records)))
     assert re.fullmatch(rf"sample-2 model={model} .* index=1 template=heavy\|1 sampled=3-4,6-8", records[1].title)
     assert records[2].title.endswith("index=0 template=record-2 sampled=3-4,6-8")
     run_generate([*flags, "--format", "jsonl"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [one["text"] for one in lines] == [one.residues for one in records]
-    assert [(one["template"], one["sampled"], one["length"]) for one in lines[1:3]] == [
+    assert [line["text"] for line in lines] == [record.residues for record in records]
+    assert [(line["template"], line["sampled"], line["length"]) for line in lines[1:3]] == [
         ("heavy|1", "3-4,6-8", 18), ("record-2", "3-4,6-8", 8),
     ]  # fmt: skip
-    again = {name: lines[3][name] for name in ("infill", "seed", "length")}
-    (tmp_path / "prompts.jsonl").write_text(json.dumps(again))
+    prompt = {name: lines[3][name] for name in ("infill", "seed", "length")}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt))
     prompts = ["--prompts", str(tmp_path / "prompts.jsonl"), "--num-samples", "2"]
     run_generate(["--model", model, *prompts, "--nfe", "2", "--format", "jsonl"])
     assert json.loads(capsys.readouterr().out.splitlines()[1])["text"] == lines[3]["text"]
@@ -100,14 +100,14 @@ def test_regions_of_a_file_are_redesigned(model, templates, tmp_path, capsys):
     ],
 )
 def test_wrong_use_of_proteins_is_one_line(model, templates, flags, message):
-    words = ["--model", model, *(templates if one == "FILE" else one for one in flags)]
+    words = ["--model", model, *(templates if word == "FILE" else word for word in flags)]
     with pytest.raises(UsageError, match=message) as error:
         run_generate(words)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
-def test_standard_input_holds_proteins_too(model, templates, monkeypatch, capsys):
+def test_proteins_are_read_from_standard_input(model, templates, monkeypatch, capsys):
     flags = ["--model", model, "--redesign", "3-4", "--nfe", "2", "--format", "fasta", "--proteins"]
     run_generate([*flags, templates])
     expected = capsys.readouterr().out

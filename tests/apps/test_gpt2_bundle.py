@@ -17,13 +17,13 @@ from didi.evaluation.harness import HarnessModel
 from didi.evaluation.joint import JointSettings, joint_divergence
 from didi.evaluation.perplexity import Scores
 
-from .gpt2_files import BEGIN, DOCUMENTS, LENGTH, VOCAB, hugging, tokenizer, written
+from .gpt2_files import BEGIN, DOCUMENTS, LENGTH, VOCAB, gpt2_folder, random_gpt2, tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("gpt2")
-    source = written(path / "hub", hugging())
+    source = gpt2_folder(path / "hub", random_gpt2())
     tokenizer().save(str(source / "tokenizer.json"))
     run_convert(["gpt2", str(source), "--out", str(path / "bundle")])
     return path / "bundle"
@@ -41,28 +41,33 @@ def corpus(tmp_path):
     return file
 
 
-def drawn(out):
+def records_of(out):
+    """The records in lines of JSON."""
     return [json.loads(line) for line in out.splitlines()]
 
 
 @pytest.mark.slow
-def test_texts_with_prefixes_and_seeds(didi, folder, bundle, tmp_path):
+def test_texts_continue_their_prefix_at_any_batch_size(didi, folder, bundle, tmp_path):
     words = ["generate", "--model", folder, "--num-samples", "3", "--format", "jsonl", "--seed", "4"]
     status, out, _ = didi(*words, "--prefix", "number 7 of")
     assert status == 0
-    records, prefix_ids = drawn(out), bundle.tokenizer.encode("number 7 of").ids
-    assert len({tuple(one["tokens"]) for one in records}) == 3
-    for one in records:
-        assert one["tokens"][: len(prefix_ids)] == prefix_ids
-        assert one["text"].startswith("number 7 of")
-        assert (one["role"], one["nfe"], one["network_passes"]) == ("autoregressive", LENGTH, LENGTH - len(prefix_ids))
-        assert (one["sampler"], one["seed"], one["length"]) == ("ancestral", 4, LENGTH)
-        assert max(one["tokens"]) < VOCAB
-    again = drawn(didi(*words, "--prefix", "number 7 of", "--batch-size", "1")[1])
-    assert [one["tokens"] for one in again] == [one["tokens"] for one in records]
+    records, prefix_ids = records_of(out), bundle.tokenizer.encode("number 7 of").ids
+    assert len({tuple(record["tokens"]) for record in records}) == 3
+    for record in records:
+        assert record["tokens"][: len(prefix_ids)] == prefix_ids
+        assert record["text"].startswith("number 7 of")
+        assert (record["role"], record["nfe"], record["network_passes"]) == (
+            "autoregressive",
+            LENGTH,
+            LENGTH - len(prefix_ids),
+        )
+        assert (record["sampler"], record["seed"], record["length"]) == ("ancestral", 4, LENGTH)
+        assert max(record["tokens"]) < VOCAB
+    again = records_of(didi(*words, "--prefix", "number 7 of", "--batch-size", "1")[1])
+    assert [record["tokens"] for record in again] == [record["tokens"] for record in records]
     (tmp_path / "prompts.txt").write_text("number 7 of\nof a few\n")
-    prompted = drawn(didi(*words, "--prompts", tmp_path / "prompts.txt")[1])
-    assert [one["prefix"] for one in prompted] == ["number 7 of"] * 3 + ["of a few"] * 3
+    prompted = records_of(didi(*words, "--prompts", tmp_path / "prompts.txt")[1])
+    assert [record["prefix"] for record in prompted] == ["number 7 of"] * 3 + ["of a few"] * 3
 
 
 def test_it_does_not_infill(didi, folder):
@@ -78,11 +83,11 @@ def test_a_text_begins_with_its_first_word(didi, folder, bundle):
     public = package.Bundle(autoregressive=package.load(folder).autoregressive, tokenizer=bundle.tokenizer)
     assert not cuts_words(public, "autoregressive")
     out = didi("generate", "--model", folder, "--num-samples", "1")[1]
-    (record,) = drawn(didi("generate", "--model", folder, "--num-samples", "1", "--format", "jsonl")[1])
+    (record,) = records_of(didi("generate", "--model", folder, "--num-samples", "1", "--format", "jsonl")[1])
     assert out == f"--- 1 of 1\n{record['text']}\n\n"
 
 
-def test_the_live_view_shows_what_is_not_written_yet(bundle, monkeypatch):
+def test_the_live_view_shows_tokens_that_are_not_sampled_yet_as_masks(bundle, monkeypatch):
     monkeypatch.setattr("didi.apps.live.PAUSE", 0)
     console = Console(file=io.StringIO(), record=True, width=200)
     with LiveView(bundle, console=console) as view:
@@ -92,7 +97,7 @@ def test_the_live_view_shows_what_is_not_written_yet(bundle, monkeypatch):
     assert (moves[LENGTH - 3].tokens[:, -2:] == bundle.process.mask_id).all()
 
 
-def test_its_likelihood_is_exact_and_in_the_rows_of_a_stream(didi, folder, bundle, corpus, tmp_path):
+def test_its_likelihood_is_exact_on_rows_of_the_layout_stream(didi, folder, bundle, corpus, tmp_path):
     status, _, err = didi("likelihood", "--model", folder, "--data", corpus, "--out", tmp_path / "out")
     assert status == 0, err
     record = json.loads((tmp_path / "out" / "likelihood.json").read_text())
@@ -112,7 +117,7 @@ class Judge:
 
 
 @pytest.mark.slow
-def test_an_evaluation_has_its_row_nll_and_figures(bundle, tmp_path):
+def test_an_evaluation_has_its_rows_nll_and_figure(bundle, tmp_path):
     rows = torch.randint(0, VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
     (data, *sampled) = evaluate(bundle, num_samples=3, judge=Judge(), data=rows, temperature=[0.8, 1.0], out=tmp_path)
     assert data.role == "data"
@@ -124,7 +129,7 @@ def test_an_evaluation_has_its_row_nll_and_figures(bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_evaluation_takes_a_corpus_in_its_tokens(didi, folder, corpus, tmp_path, monkeypatch):
+def test_an_evaluation_takes_a_text_file_as_corpus(didi, folder, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("didi.evaluation.evaluate.load_judge", lambda *_, **__: Judge())
     words = ["evaluate", "--model", folder, "--num-samples", "2", "--data", corpus, "--out", tmp_path / "out"]
     status, _, err = didi(*words)
@@ -134,7 +139,7 @@ def test_an_evaluation_takes_a_corpus_in_its_tokens(didi, folder, corpus, tmp_pa
 
 
 @pytest.mark.slow
-def test_roles_of_one_bundle_stand_in_one_frontier(bundle, make_dit, tmp_path):
+def test_roles_of_one_bundle_are_compared_in_one_frontier(bundle, make_dit, tmp_path):
     """Student, teacher and GPT-2 over the same tokens."""
     student, teacher = (make_dit(vocab_size=VOCAB + 1, length=LENGTH, seed=seed) for seed in (1, 2))
     whole = package.Bundle(
@@ -147,7 +152,7 @@ def test_roles_of_one_bundle_stand_in_one_frontier(bundle, make_dit, tmp_path):
     assert "![Perplexity against entropy](frontier.png)" in report
 
 
-def test_the_harness_reads_its_begin_symbol(bundle):
+def test_the_harness_conditions_on_its_begin_symbol(bundle):
     model = HarnessModel(bundle)
     text = "number 7 of"
     ids = bundle.tokenizer.encode(text).ids
@@ -156,7 +161,7 @@ def test_the_harness_reads_its_begin_symbol(bundle):
         args = (text,)
 
     with torch.no_grad():
-        gpt2 = hugging()
+        gpt2 = random_gpt2()
         logits = gpt2(torch.tensor([[BEGIN, *ids[:-1]]])).logits[0].log_softmax(-1)
     expected = float(logits[range(len(ids)), ids].sum())
     assert model.loglikelihood_rolling([Request])[0] == pytest.approx(expected, rel=1e-4)
@@ -166,11 +171,11 @@ def test_the_harness_reads_its_begin_symbol(bundle):
 def test_it_is_a_reference_of_joint_divergences(bundle):
     tokens = package.generate(bundle, num_samples=8, seed=3).tokens
     assert int(tokens.max()) < VOCAB
-    tokens[0, 0] = VOCAB - 1  # its last symbol is a token
+    tokens[0, 0] = VOCAB - 1  # the last symbol is a token and no mask
     estimate = joint_divergence(tokens, bundle.autoregressive, JointSettings(folds=2, epochs=1, learning_rate=1e-6))
     assert abs(estimate.kl) < 0.1
     with pytest.raises(package.UsageError, match=f"has {VOCAB} symbols; got token {VOCAB}"):
-        joint_divergence(tokens.masked_fill(tokens == 5, VOCAB).fill_(VOCAB), bundle.autoregressive)
+        joint_divergence(torch.full_like(tokens, VOCAB), bundle.autoregressive)
 
 
 @pytest.mark.slow

@@ -1,3 +1,5 @@
+"""The live view and the progress bar of ``didi generate``."""
+
 import io
 
 import pytest
@@ -15,7 +17,7 @@ def bundle():
 
 
 @pytest.mark.slow
-def test_masks_are_drawn_one_by_one_and_new_tokens_stand_out(bundle):
+def test_each_mask_is_shown_and_new_tokens_are_highlighted(bundle):
     ids = bundle.tokenizer.encode(" the president said", add_special_tokens=False).ids
     z = torch.tensor([*ids, bundle.denoiser().mask_id, bundle.denoiser().mask_id])
     changed = torch.zeros(len(z), dtype=torch.bool)
@@ -26,13 +28,13 @@ def test_masks_are_drawn_one_by_one_and_new_tokens_stand_out(bundle):
     assert styled == {" the": "bold green", 2 * MASK: "dim"}
 
 
-def test_words_of_a_word_level_tokenizer_stay_apart():
+def test_words_of_a_word_level_tokenizer_are_separated_by_spaces():
     markov = didi.load("markov")
     text = partly_masked(markov, torch.tensor([1, 2, 3, 32, 5]), torch.tensor([False, False, True, False, True]))
     assert text.plain == f"s1 s2 s3{MASK}s5"
 
 
-def test_a_character_of_several_tokens_comes_out_whole(bundle):
+def test_a_character_of_several_tokens_is_shown_whole(bundle):
     ids = torch.tensor(bundle.tokenizer.encode("語", add_special_tokens=False).ids)
     assert len(ids) > 1
     assert partly_masked(bundle, ids, torch.zeros(len(ids), dtype=torch.bool)).plain == "語"
@@ -60,7 +62,7 @@ def terminal(monkeypatch):
     return screen, Console(file=screen, force_terminal=True, width=100)
 
 
-def with_results(bundle, view, screen):
+def output_around_results(bundle, view, screen):
     """Draw two batches and print a result after each; returns the output before, between and after the results."""
     with view:
         for _ in generate_batches(bundle, num_samples=2, nfe=2, length=8, batch_size=1, on_move=view):
@@ -69,9 +71,9 @@ def with_results(bundle, view, screen):
     return screen.getvalue().split("RESULT\n")
 
 
-def test_a_view_leaves_the_results_where_they_are(bundle, terminal):
+def test_a_view_does_not_overwrite_the_results(bundle, terminal):
     screen, console = terminal
-    first, second, rest = with_results(bundle, LiveView(bundle, console=console), screen)
+    first, second, rest = output_around_results(bundle, LiveView(bundle, console=console), screen)
     assert first.count("move 2") == second.count("move 2") > 0
     assert first.count(CURSOR_UP) == second.count(CURSOR_UP) > 0  # the cursor moves up over the lines of the view only
     assert CURSOR_UP not in second[: second.index("move 1")]
@@ -81,14 +83,14 @@ def test_a_view_leaves_the_results_where_they_are(bundle, terminal):
 def test_a_view_ends_its_last_line_where_there_is_no_terminal(bundle, monkeypatch):
     monkeypatch.setattr("didi.apps.live.PAUSE", 0)
     screen = io.StringIO()
-    parts = with_results(bundle, LiveView(bundle, console=Console(file=screen, width=100)), screen)
+    parts = output_around_results(bundle, LiveView(bundle, console=Console(file=screen, width=100)), screen)
     assert all(part.endswith("\u256f\n") for part in parts[:2])
     assert not parts[2]
 
 
 def test_a_bar_is_not_drawn_again_after_the_last_results(bundle, terminal):
     screen, console = terminal
-    first, second, rest = with_results(bundle, ProgressBar(2, console=console), screen)
+    first, second, rest = output_around_results(bundle, ProgressBar(2, console=console), screen)
     assert "0/2, move 2" in first
     assert "1/2, move 2" in second
     assert not rest

@@ -17,7 +17,7 @@ SMALL = ["--data.length", "16", "--loop.batch-size", "2", "--loop.validation-seq
 
 @pytest.fixture
 def exact_bundle(make_dit, tmp_path):
-    """A bundle of the exact world."""
+    """Path of a bundle of the corpus ``exact``, whose student and teacher are one tiny network."""
     network = make_dit(vocab_size=5, length=4)
     bundle = Bundle(teacher=network, student=network, provenance={"corpus": "exact"})
     return str(save(bundle, tmp_path / "model"))
@@ -25,11 +25,11 @@ def exact_bundle(make_dit, tmp_path):
 
 @pytest.fixture
 def checkpoint(make_dit, tmp_path):
-    """The same network in the MDLM layout."""
+    """Folder of another tiny network in the MDLM layout."""
     return str(export(Bundle(teacher=make_dit()), tmp_path / "public"))
 
 
-def refused(didi, out, *words):
+def assert_needs_overwrite(didi, out, *words):
     """Check that the command is refused in one line without ``--overwrite``, changes no file, and runs with it."""
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     status, out_text, error = didi(*words, "--out", out)
@@ -41,7 +41,7 @@ def refused(didi, out, *words):
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "samples.jsonl", "report.md", "perplexity.png", "frontier.png"])
-def test_evaluate_refuses_before_any_work(didi, tmp_path, monkeypatch, name):
+def test_evaluate_refuses_existing_results_before_any_work(didi, tmp_path, monkeypatch, name):
     monkeypatch.setattr("didi.apps.evaluate.load", lambda _: pytest.fail("work began"))
     (tmp_path / name).write_text("old")
     status, _, error = didi("evaluate", "--model", "exact", "--out", tmp_path)
@@ -54,7 +54,7 @@ def test_evaluate_replaces_results_that_are_to_be_overwritten(didi, exact_bundle
     out = tmp_path / "results"
     words = ["evaluate", "--model", exact_bundle, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
     assert didi(*words, "--out", out)[0] == 0
-    refused(didi, out, *words, "--seed", "1")
+    assert_needs_overwrite(didi, out, *words, "--seed", "1")
     assert json.loads((out / "metrics.json").read_text())[0]["seed"] == 1
 
 
@@ -65,29 +65,20 @@ def test_evaluate_writes_beside_other_files(didi, exact_bundle, tmp_path):
     assert didi(*words, "--out", tmp_path)[0] == 0
 
 
-def test_likelihood_refuses(didi, exact_bundle, tmp_path):
+def test_likelihood_refuses_existing_results(didi, exact_bundle, tmp_path):
     words = ["likelihood", "--model", exact_bundle, "--num-sequences", "2", "--num-draws", "1"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "likelihood.md").write_text("old")
-    refused(didi, tmp_path / "out", *words)
+    assert_needs_overwrite(didi, tmp_path / "out", *words)
     assert (tmp_path / "out" / "likelihood.md").read_text() != "old"
 
 
-def test_bench_refuses(didi, tmp_path, monkeypatch):
+def test_bench_refuses_existing_results(didi, tmp_path, monkeypatch):
     monkeypatch.setattr("didi.apps.bench.compare", lambda *_, **__: [])
     monkeypatch.setattr("didi.apps.bench.speed_table", lambda *_, **__: "new\n")
     (tmp_path / "bench.json").write_text("old")
-    refused(didi, tmp_path, "bench", "--model", "markov")
+    assert_needs_overwrite(didi, tmp_path, "bench", "--model", "markov")
     assert (tmp_path / "bench.md").read_text() == "new\n"
-
-
-@pytest.mark.parametrize("method", ["guided", "guided floor"])
-def test_bench_takes_guidance_where_a_method_reads_it(didi, tmp_path, monkeypatch, method):
-    loads = []
-    monkeypatch.setattr("didi.apps.bench.compare", lambda _, timed, **__: loads.extend(timed) or [])
-    monkeypatch.setattr("didi.apps.bench.speed_table", lambda *_, **__: "new\n")
-    assert didi("bench", "--model", "markov", "--methods", method, "--guidance.num-candidates", "3")[0] == 0
-    assert {load.guidance.num_candidates for load in loads} == {3}
 
 
 @pytest.mark.slow
@@ -96,12 +87,12 @@ def test_compare_keeps_the_figure_of_an_evaluation(didi, exact_bundle, tmp_path)
         words = ["evaluate", "--model", exact_bundle, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
         assert didi(*words, "--out", tmp_path / name)[0] == 0
     (tmp_path / "a" / "frontier.png").write_text("old")
-    refused(didi, tmp_path / "a", "compare", tmp_path / "a", tmp_path / "b")
+    assert_needs_overwrite(didi, tmp_path / "a", "compare", tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "frontier.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_convert_replaces_a_bundle_that_is_to_be_overwritten(didi, exact_bundle, checkpoint, tmp_path):
-    refused(didi, tmp_path / "model", "convert", "mdlm", checkpoint)
+    assert_needs_overwrite(didi, tmp_path / "model", "convert", "mdlm", checkpoint)
     assert package.load(exact_bundle).student is None
 
 
@@ -116,17 +107,17 @@ def test_convert_refuses_before_the_checkpoint_is_read(didi, exact_bundle, tmp_p
 @pytest.mark.parametrize(
     ("names", "message"), [(["a"], "a: add --overwrite to replace it,"), (["a", "b"], "replace them,")]
 )
-def test_a_refusal_counts_the_files(tmp_path, names, message):
+def test_a_refusal_names_one_file_in_the_singular_and_two_in_the_plural(tmp_path, names, message):
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(UsageError, match=f"without earlier results; .*{message}"):
         refuse_existing(tmp_path, ("a", "b"), overwrite=False)
 
 
-def test_an_export_replaces_nothing_but_an_export(didi, exact_bundle, checkpoint, tmp_path):
+def test_an_export_replaces_only_an_export(didi, exact_bundle, checkpoint, tmp_path):
     file = tmp_path / "public" / "model.safetensors"
     save_file({name: value + 1 for name, value in load_file(file).items()}, file)
-    refused(didi, tmp_path / "public", "convert", "export", exact_bundle)
+    assert_needs_overwrite(didi, tmp_path / "public", "convert", "export", exact_bundle)
     (tmp_path / "public" / "thesis.tex").touch()
     status, _, error = didi("convert", "export", exact_bundle, "--out", tmp_path / "public", "--overwrite")
     assert status == 2
@@ -140,7 +131,7 @@ def test_a_run_replaces_a_run_that_is_to_be_overwritten(didi, tmp_path):
     words = ["pretrain", "markov", *SMALL]
     assert didi(*words, "--out", out)[0] == 0
     first = (out / "bundle" / "teacher" / "model.safetensors").read_bytes()
-    refused(didi, out, *words, "--seed", "1")
+    assert_needs_overwrite(didi, out, *words, "--seed", "1")
     assert (out / "bundle" / "teacher" / "model.safetensors").read_bytes() != first
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 1]
     status, _, error = didi(*words, "--seed", "1", "--out", out, "--resume", "--overwrite")
@@ -152,7 +143,7 @@ def test_a_run_replaces_a_run_that_is_to_be_overwritten(didi, tmp_path):
 def test_a_run_refuses_a_bundle_that_is_not_its_own(didi, exact_bundle, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(exact_bundle, out / "bundle")
-    refused(didi, out, "pretrain", "markov", *SMALL)
+    assert_needs_overwrite(didi, out, "pretrain", "markov", *SMALL)
     assert package.load(out / "bundle").provenance["recipe"] == "markov"
 
 

@@ -29,7 +29,7 @@ def test_peers_have_the_shortest_names_that_differ(bundles, names):
     assert list(peers.values()) == list(bundles)
 
 
-def test_a_peer_is_given_once(tmp_path):
+def test_a_repeated_peer_and_peers_at_scale_exact_are_refused(tmp_path):
     with pytest.raises(UsageError, match="--peers names each bundle once; got tiny-news, tiny-news"):
         named_peers(["tiny-news", "tiny-news"])
     with pytest.raises(UsageError, match="leave them out"):
@@ -100,14 +100,14 @@ def test_the_published_order_is_counted_over_corpora():
 def test_trained_peers_differ_in_process_and_loss_alone(recipe):
     peers = trained_peers(recipe, 100)
     assert list(peers) == list(RECIPE_SUFFIXES)
-    configs = [one.config for one in peers.values()]
-    assert {one.loop for one in configs} == {configs[0].loop}
-    assert {one.data for one in configs} == {configs[0].data}
-    assert {one.optimizer for one in configs} == {configs[0].optimizer}
+    configs = [peer.config for peer in peers.values()]
+    assert {config.loop for config in configs} == {configs[0].loop}
+    assert {config.data for config in configs} == {configs[0].data}
+    assert {config.optimizer for config in configs} == {configs[0].optimizer}
     assert configs[0].loop.steps == 100
-    assert [one.process for one in configs] == [
+    assert [config.process for config in configs] == [
         "absorbing", "sedd-absorb", "sedd-uniform", "uniform", "uniform", "absorbing"
     ]  # fmt: skip
     assert configs[4].curriculum.end == 50
-    assert [role_of(one) for one in peers.values()] == ["teacher"] * 5 + ["autoregressive"]
+    assert [role_of(peer) for peer in peers.values()] == ["teacher"] * 5 + ["autoregressive"]
     assert role_of("tiny-news") == "teacher"

@@ -7,7 +7,7 @@ from didi.apps.reproduce.protein_figures import Example, _colours, examples_figu
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_structure_is_turned_and_not_mirrored(seed):
+def test_a_structure_is_rotated_and_not_mirrored(seed):
     """A right-handed helix stays right-handed from every side."""
     angles = np.arange(20) * 1.745
     helix = np.stack([2.3 * np.cos(angles), 2.3 * np.sin(angles), 1.5 * np.arange(20)], 1)

@@ -1,3 +1,5 @@
+"""``didi generate --html`` and ``--gif``: replays of one network, and races of several."""
+
 import io
 import json
 import re
@@ -38,27 +40,18 @@ def test_one_model_is_replayed(didi, tmp_path):
 
 @pytest.mark.slow  # imports transformers
 def test_a_race_has_a_lane_for_each_network(didi, baseline, tmp_path):
-    words = (
-        "--race",
-        "teacher:4",
-        "teacher:8:first-hitting",
-        "autoregressive",
-        "--baseline",
-        baseline,
-        "--length",
-        "20",
-    )
+    words = ("--race", "teacher:4", "teacher:8:first-hitting", "autoregressive", "--baseline", baseline, "--length", 20)
     status, out, _ = didi(*MARKOV, *words, "--html", tmp_path / "a.html", "--format", "jsonl", "--prefix", "s1 s2")
     assert status == 0
     lanes = [json.loads(line) for line in out.splitlines()]
-    assert [(one["role"], one["nfe"], one["sampler"]) for one in lanes] == [
+    assert [(lane["role"], lane["nfe"], lane["sampler"]) for lane in lanes] == [
         ("teacher", 4, "ancestral"),
         ("teacher", 20, "first-hitting"),
         ("autoregressive", 20, "ancestral"),
     ]
     assert lanes[2]["model"] == str(baseline)
-    assert all(one["text"].startswith("s1 s2 ") for one in lanes)
-    assert all(one["milliseconds"] > 0 and one["network_passes"] for one in lanes)
+    assert all(lane["text"].startswith("s1 s2 ") for lane in lanes)
+    assert all(lane["milliseconds"] > 0 and lane["network_passes"] for lane in lanes)
 
 
 def test_the_record_has_the_prompt_of_standard_input(didi, tmp_path, monkeypatch):
@@ -68,7 +61,7 @@ def test_the_record_has_the_prompt_of_standard_input(didi, tmp_path, monkeypatch
     assert (status, json.loads(out)["prefix"]) == (0, "s1 s2")
 
 
-def test_moves_of_an_entry_go_before_those_of_the_command():
+def test_moves_of_an_entry_override_those_of_the_command():
     command = GenerateCommand("markov", race=("teacher:4", "teacher"), nfe=8)
     assert [runner.nfe for runner in _runners(command)] == [4, 8]
 
@@ -106,7 +99,7 @@ def test_a_setting_that_one_entry_does_not_read_is_reported(didi, tmp_path):
         ({"gif": Path("x.gif"), "race": ("teacher:4",) * 4}, "--gif shows at most 3 networks; got 4"),
     ],
 )
-def test_what_makes_no_replay_is_refused(flags, message, tmp_path, monkeypatch):
+def test_flags_that_do_not_make_a_replay_are_refused(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=re.escape(message)):
         run_replay(GenerateCommand("markov", **flags), None, None)
@@ -114,7 +107,7 @@ def test_what_makes_no_replay_is_refused(flags, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_file_is_replaced_only_on_demand(didi, tmp_path):
+def test_a_file_is_replaced_only_with_overwrite(didi, tmp_path):
     file = tmp_path / "a.html"
     file.write_text("mine")
     status, _, err = didi(*MARKOV, "--nfe", 2, "--html", file)

@@ -1,3 +1,5 @@
+"""``didi reproduce``: the cells and runs of each target, and finished work that is reused or refused."""
+
 import json
 import shutil
 from dataclasses import replace
@@ -49,8 +51,8 @@ def quick(monkeypatch):
             for name in ("baseline", "larger")
         }
         peers = {
-            name: replace(one, config=replace(one.config, loop=shorter["baseline"].config.loop))
-            for name, one in shortened.peers.items()
+            name: replace(peer, config=replace(peer.config, loop=shorter["baseline"].config.loop))
+            for name, peer in shortened.peers.items()
         }
         return replace(shortened, recipe=recipe, nfes=(1, 2), more_teacher_nfes=(), peers=peers, **shorter)
 
@@ -64,7 +66,7 @@ def reproduce(folder, *targets):
 
 
 @pytest.mark.slow
-def test_nothing_is_done_twice_and_findings_outlive_networks(quick, tmp_path, monkeypatch):
+def test_finished_cells_are_reused_after_the_networks_are_deleted(quick, tmp_path, monkeypatch):
     report = reproduce(tmp_path, "table5", "table7", "figure1")
     assert (tmp_path / "figure1.png").stat().st_size > 10_000
     html = (tmp_path / "report.html").read_text()
@@ -75,7 +77,7 @@ def test_nothing_is_done_twice_and_findings_outlive_networks(quick, tmp_path, mo
     shutil.rmtree(tmp_path / "runs")
 
     def never(*_):
-        raise AssertionError("it is there already")
+        raise AssertionError("finished work was repeated")
 
     monkeypatch.setattr(study, "train_run", never)
     monkeypatch.setattr(study, "measure", never)
@@ -97,7 +99,7 @@ def test_all_targets_are_in_the_report(quick, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["markov", "tiny", "paper"])
-def test_every_scale_has_every_cell(scale):
+def test_the_targets_of_every_scale_have_their_cells(scale):
     plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere"))
     trained = {"table1": 6, "table2": 6, "decisions": len(decisions(plan.recipe))}
     guided = {"table1": 1, "table2": 6, "decisions": 0}
@@ -112,24 +114,26 @@ def test_every_scale_has_every_cell(scale):
         assert command.TARGETS[name].cells(plan)
 
 
-def test_figures_show_a_student_of_full_length_where_one_comes_with_the_teacher():
-    for teacher, is_there in ((None, True), ("tiny-news", True), ("elsewhere", False)):
+def test_figures_show_the_bundled_student_where_the_teacher_is_bundled():
+    for teacher, is_bundled in ((None, True), ("tiny-news", True), ("elsewhere", False)):
         plan = command._plan(command.ReproduceCommand("tiny", Path("x"), teacher=teacher))
         short = Run(replace(plan.recipe, teacher=plan.teacher, seed=0))
         for cells, student in (
-            (figure_1_cells(plan), "tiny-news" if is_there else short),
-            (table_7_cells(plan), "tiny-news" if is_there else short),
+            (figure_1_cells(plan), "tiny-news" if is_bundled else short),
+            (table_7_cells(plan), "tiny-news" if is_bundled else short),
             (figure_4_cells(plan), short),
         ):
             assert {cell.bundle for cell in cells if cell.role == "student"} == {student}
 
 
-def test_small_scales_ablate_on_the_reductions_of_variance():
+def test_ablations_at_small_scales_keep_the_reductions_of_variance():
     for scale in ("markov", "tiny", "paper"):
         plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere"))
-        objective, ours = plan.ablated.objective, plan.recipe.objective
+        objective = plan.ablated.objective
         reduced = (objective.completions, objective.advantage, objective.revealed_only)
-        expected = (1, "batch", False) if scale == "paper" else (ours.completions, "shared-state", True)
+        expected = (
+            (1, "batch", False) if scale == "paper" else (plan.recipe.objective.completions, "shared-state", True)
+        )
         assert reduced == expected
         assert (objective.weight, objective.coupled_time, objective.moves) == ("constant", False, None)
 
@@ -165,7 +169,7 @@ def test_each_row_differs_from_its_neighbour_by_its_trick_alone():
         )
 
 
-def test_the_published_tables_have_our_rows():
+def test_the_published_tables_have_the_rows_of_the_ablations():
     base = replace(MARKOV, objective=objective_without_tricks())
     assert [*cumulative(base), f"+ {GUIDED}"] == list(published.TABLE_1)
     *one_less, full = leave_one_out(base)
@@ -173,7 +177,7 @@ def test_the_published_tables_have_our_rows():
 
 
 @pytest.mark.slow
-def test_cells_of_other_samples_are_refused(tmp_path):
+def test_cells_of_other_sampling_settings_are_refused(tmp_path):
     cells = [Cell("markov", "data", nfe=0), Cell("markov", "teacher", nfe=1)]
     Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
     (row,) = [json.loads(path.read_text())["row"] for path in (tmp_path / "cells").glob("*-teacher-*.json")]
@@ -183,7 +187,7 @@ def test_cells_of_other_samples_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_cells_from_before_a_setting_of_guidance_are_taken(tmp_path):
+def test_cells_of_a_version_without_a_guidance_setting_are_reused(tmp_path):
     cells = [Cell("markov", "data", nfe=0)]
     Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
     file = tmp_path / "sampling.json"
@@ -196,7 +200,7 @@ def test_cells_from_before_a_setting_of_guidance_are_taken(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted("stopped at step 3 of 6, saved")])
-def test_a_study_that_is_stopped_names_no_flag_that_it_does_not_have(tmp_path, monkeypatch, error):
+def test_a_stopped_study_advises_the_same_command_and_not_resume(tmp_path, monkeypatch, error):
     def complete(*_):
         raise error
 
@@ -208,28 +212,28 @@ def test_a_study_that_is_stopped_names_no_flag_that_it_does_not_have(tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+def test_a_stopped_run_continues_from_its_last_checkpoint(tmp_path, monkeypatch):
     config = replace(
         PRETRAIN["markov"],
         loop=replace(PRETRAIN["markov"].loop, steps=4, batch_size=2, checkpoint_every=2, validation_sequences=4),
     )
-    one, run = Study(tmp_path, Sampling(4, "markov"), workers=1), Run(config)
-    real = Trainer.step
+    stopped, run = Study(tmp_path, Sampling(4, "markov"), workers=1), Run(config)
+    step = Trainer.step
     calls = []
 
     def failing(*args, **options):
         calls.append(1)
         if len(calls) == 3:
             raise DidiError("stopped")
-        return real(*args, **options)
+        return step(*args, **options)
 
     monkeypatch.setattr(Trainer, "step", failing)
     cells = [Cell(run, "teacher", nfe=1)]
     with pytest.raises(DidiError, match="stopped"):
-        one.complete(cells)
-    one.complete(cells)
+        stopped.complete(cells)
+    stopped.complete(cells)
     assert len(calls) == 3 + 2  # from the checkpoint at step 2
-    assert one.row(cells[0]).role == "teacher"
+    assert stopped.row(cells[0]).role == "teacher"
 
 
 @pytest.mark.parametrize(
@@ -241,9 +245,10 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         (["table1", "--scale", "paper", "--out", "x"], "needs --teacher"),
     ],
 )
-def test_wrong_use_is_one_line(words, message):
-    with pytest.raises(UsageError, match=message):
+def test_wrong_use_is_refused_in_one_line(words, message):
+    with pytest.raises(UsageError, match=message) as caught:
         command.reproduce(words)
+    assert "\n" not in str(caught.value)
 
 
 def test_held_out_data_needs_the_corpus_of_the_bundle(make_dit):

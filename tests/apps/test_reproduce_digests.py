@@ -50,9 +50,9 @@ def test_figures_of_a_bundle_that_changed_under_its_path_are_measured_again(copi
     cells = [Cell(str(teacher), "teacher", nfe=1), LikelihoodCell(str(teacher), "teacher", "markov")]
 
     def figures():
-        one = Study(tmp_path / "study", Sampling(8, "markov", likelihood_sequences=4), workers=1)
-        one.complete(cells)
-        return one.row(cells[0]).gen_ppl, one.likelihood(cells[1]).likelihood.nats
+        measured = Study(tmp_path / "study", Sampling(8, "markov", likelihood_sequences=4), workers=1)
+        measured.complete(cells)
+        return measured.row(cells[0]).gen_ppl, measured.likelihood(cells[1]).likelihood.nats
 
     before = figures()
     assert figures() == before
@@ -66,10 +66,10 @@ def test_figures_of_a_bundle_that_changed_under_its_path_are_measured_again(copi
 
 def test_a_bundle_that_changes_while_a_study_runs_is_refused(copied, tmp_path):
     teacher = str(copied("teacher"))
-    one = Study(tmp_path / "study", Sampling(8, "markov"), workers=1)
-    one.digest(teacher)
+    begun = Study(tmp_path / "study", Sampling(8, "markov"), workers=1)
+    begun.digest(teacher)
     change_weights(Path(teacher))
     with pytest.raises(DidiError, match=f"bundle {teacher} has changed since this study began: start it again"):
-        one.complete([Cell(teacher, "teacher", nfe=1)])
+        begun.complete([Cell(teacher, "teacher", nfe=1)])
     with pytest.raises(DidiError, match=f"bundle {teacher} has changed since this study began: start it again"):
-        study.train_run(Run(replace(MARKOV, teacher=teacher)), one)
+        study.train_run(Run(replace(MARKOV, teacher=teacher)), begun)

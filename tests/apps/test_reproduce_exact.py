@@ -22,7 +22,7 @@ class ExactTrickStudy(TrickStudy):
 
     def row(self, cell):
         row = super().row(cell)
-        kl = (1 - (4.0 - row.entropy) * 10 + 0.01 * (row.gen_ppl > 0 and seed_of(cell))) / cell.nfe
+        kl = (1 - (4.0 - row.entropy) * 10 + 0.01 * seed_of(cell)) / cell.nfe
         return replace(row, kl=kl, joint_entropy=5.0)
 
 
@@ -43,14 +43,14 @@ def test_table_1_compares_rows_by_their_exact_divergence():
 
 
 def test_rows_without_an_exact_divergence_are_refused():
-    class Longer(ExactTrickStudy):
+    class WithoutDivergence(ExactTrickStudy):
         def row(self, cell):
             return replace(super().row(cell), kl=math.nan) if cell.nfe == 2 else super().row(cell)
 
     with pytest.raises(
         UsageError, match=r"needs the exact divergence of every row; 3 of 3 have none: name a --teacher"
     ):
-        table_1(planned(), Longer(Path("x"), SAMPLING))
+        table_1(planned(), WithoutDivergence(Path("x"), SAMPLING))
 
 
 def test_objectives_are_compared_with_two_moves():
@@ -65,7 +65,7 @@ def test_objectives_are_compared_with_two_moves():
     assert runs == {"two-moves", "whole-path"}
 
 
-def test_guided_sums_are_taken_once_and_no_temperature_is_swept():
+def test_only_one_row_of_table_1_is_guided_and_no_temperature_is_swept():
     plan = planned(seeds=1)
     assert {cell.temperature for cell in table_1_cells(plan)} == {1.0}
     assert sum(cell.sampler == "guided" for cell in table_1_cells(plan)) == len(plan.nfes)
@@ -73,17 +73,17 @@ def test_guided_sums_are_taken_once_and_no_temperature_is_swept():
 
 
 @pytest.mark.parametrize(("scale", "target"), [("exact", "figure1"), ("exact", "table7"), ("markov", "objectives")])
-def test_a_scale_refuses_what_it_does_not_have(tmp_path, scale, target):
+def test_a_scale_refuses_targets_that_it_does_not_have(tmp_path, scale, target):
     with pytest.raises(UsageError, match=f"a target of --scale {scale} without --methods is one of .*; got '{target}'"):
         command.reproduce([target, "--scale", scale, "--out", str(tmp_path)])
 
 
 @pytest.mark.slow
-def test_a_study_of_the_exact_world_has_its_divergences(tmp_path, monkeypatch):
+def test_a_study_at_scale_exact_reports_exact_divergences(tmp_path, monkeypatch):
     full = command._plan
 
-    def short(asked):
-        plan = full(asked)
+    def short(arguments):
+        plan = full(arguments)
         loop = replace(plan.recipe.loop, steps=1, batch_size=4, validation_sequences=4)
         settings = replace(plan.recipe.discriminator, warmup_steps=1, pool_size=8, pool_nfe=2)
         return replace(plan, recipe=replace(plan.recipe, loop=loop, discriminator=settings), nfes=(1, 2))

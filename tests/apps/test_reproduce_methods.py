@@ -1,4 +1,4 @@
-"""``didi reproduce --methods``: the compared students and the report."""
+"""``didi reproduce --methods``: the students that are compared, their costs, and the report."""
 
 import json
 import math
@@ -60,6 +60,7 @@ class OneStandIn(Didi):
 
 
 def as_kind(kind, config, **changes):
+    """The settings of a recipe as those of another method."""
     return kind(**vars(config) | changes)
 
 
@@ -73,7 +74,7 @@ def only_didi(monkeypatch):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """Three stand-in methods with recipes for the exact world; one has recipes for the other scales too."""
+    """Three more methods with recipes for the scales exact and tiny; ``stand-in`` has one for markov too."""
     for method in (StandIn, UniformStandIn, OneStandIn):
         monkeypatch.setitem(METHODS, method.name, method)
     base = DISTILL["exact"]
@@ -136,11 +137,12 @@ def make_study(stand_ins, tmp_path, monkeypatch):
 
 
 def line(lines, start):
+    """Cells of the only row of a table that begins with ``start``."""
     (match,) = [row for row in "\n".join(lines).splitlines() if row.startswith(start)]
     return [cell.strip() for cell in match.split("|")[1:-1]]
 
 
-def test_all_are_the_methods_with_a_recipe_for_the_world_ours_first(stand_ins):
+def test_all_selects_the_methods_with_a_recipe_for_the_scale_and_didi_first(stand_ins):
     assert list(method_plan("exact", ["all"], 1).configs) == ["didi", "stand-in", "uniform-stand-in", "one-stand-in"]
     assert list(method_plan("markov", ["all"], 1).configs) == ["didi", "stand-in"]
     plan = method_plan("exact", ["stand-in", "stand-in"], 2)
@@ -149,7 +151,7 @@ def test_all_are_the_methods_with_a_recipe_for_the_world_ours_first(stand_ins):
     assert plan.configs["stand-in"] == VARIANTS["exact", "stand-in"]
 
 
-def test_students_are_made_by_whole_recipes_with_every_seed(stand_ins):
+def test_students_are_trained_with_the_unchanged_recipe_and_every_seed(stand_ins):
     plan = method_plan("exact", ["didi"], 3)
     assert [run.config for run in plan.runs("didi")] == [replace(DISTILL["exact"], seed=seed) for seed in range(3)]
 
@@ -199,8 +201,8 @@ def test_an_unavailable_teacher_is_refused(stand_ins, monkeypatch):
         (["table1", "--scale", "exact", "--methods", "didi", "--seeds", "0"], "--seeds is 1 or more; got 0"),
     ],
 )
-def test_wrong_use_is_one_line_before_any_work(tmp_path, monkeypatch, words, message):
-    monkeypatch.setattr(Study, "complete", lambda *_: pytest.fail("the work has begun"))
+def test_wrong_use_is_refused_in_one_line_before_any_work(tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr(Study, "complete", lambda *_: pytest.fail("work began"))
     with pytest.raises(UsageError) as refused:
         command.reproduce([*words, "--out", str(tmp_path / "study")])
     assert message in str(refused.value)
@@ -209,7 +211,7 @@ def test_wrong_use_is_one_line_before_any_work(tmp_path, monkeypatch, words, mes
 
 
 @pytest.mark.slow
-def test_the_exact_world_is_compared_by_exact_divergences(make_study):
+def test_methods_at_scale_exact_are_compared_by_exact_divergences(make_study):
     plan = method_plan("exact", ["didi", "stand-in"], 3)
     lines = method_tables(plan, make_study("exact"))
     assert lines[0].startswith("| KL, nats | 1 move | 2 moves |")
@@ -229,7 +231,7 @@ def test_a_comparison_is_with_the_reference_at_the_same_number_of_moves(make_stu
 
 
 @pytest.mark.slow
-def test_markov_is_compared_by_joint_and_pair_divergences(make_study):
+def test_methods_at_scale_markov_are_compared_by_joint_and_pair_divergences(make_study):
     plan, results = method_plan("markov", ["didi", "stand-in"], 3), make_study("markov")
     assert all(cell.joint for cell in plan.cells)
     lines = method_tables(plan, results)
@@ -242,7 +244,7 @@ def test_markov_is_compared_by_joint_and_pair_divergences(make_study):
 
 
 @pytest.mark.slow
-def test_tiny_is_compared_at_the_entropy_of_its_teacher(make_study):
+def test_methods_at_scale_tiny_are_compared_at_the_entropy_of_the_teacher(make_study):
     plan, results = method_plan("tiny", ["didi", "stand-in"], 3), make_study("tiny")
     assert {(cell.role, cell.nfe) for cell in plan.frontier} == {("teacher", 128)}
     assert [cell.temperature for cell in plan.frontier][::10] == [0.4, 1.5]
@@ -254,7 +256,7 @@ def test_tiny_is_compared_at_the_entropy_of_its_teacher(make_study):
 
 
 @pytest.mark.slow
-def test_tiny_measures_joint_divergences_from_a_trained_network(make_study):
+def test_joint_divergences_at_scale_tiny_are_from_a_trained_network(make_study):
     plan, results = method_plan("tiny", ["didi", "stand-in"], 3), make_study("tiny")
     cells = plan.joint_cells
     assert list(cells) == ["didi", "stand-in", "teacher tiny-news"]
@@ -344,7 +346,7 @@ def test_the_time_of_a_run_adds_up_over_its_parts(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_cell_with_a_joint_divergence_is_another_one(tmp_path):
+def test_cells_with_and_without_a_joint_divergence_are_stored_separately(tmp_path):
     completed = Study(tmp_path, Sampling(16, "markov"), workers=1)
     cells = [Cell("markov", "teacher", nfe=1), Cell("markov", "teacher", nfe=1, joint=True)]
     completed.complete(cells)
@@ -355,7 +357,7 @@ def test_a_cell_with_a_joint_divergence_is_another_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_reference_of_a_joint_divergence_is_made_first(tmp_path, monkeypatch):
+def test_the_reference_of_a_joint_divergence_is_trained_once_before_the_cells(tmp_path, monkeypatch):
     base = PRETRAIN["exact"]
     loop = replace(base.loop, steps=1, batch_size=4, validation_sequences=4)
     reference = Run(replace(base, recipe="exact-ar", model="autoregressive", loop=loop))
@@ -367,12 +369,12 @@ def test_the_reference_of_a_joint_divergence_is_made_first(tmp_path, monkeypatch
     assert rows[0]["ci"][0] <= rows[0]["kl"] <= rows[0]["ci"][1]
     assert rows[0]["kl"] != rows[1]["kl"]
     assert completed.joint_kl(cells[1]) == rows[1]["kl"]
-    monkeypatch.setattr(study, "train_run", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr(study, "train_run", lambda *_: pytest.fail("the reference is trained again"))
     completed.complete(cells)
 
 
 @pytest.mark.slow
-def test_a_comparison_is_made_once(stand_ins, make_dit, tmp_path, monkeypatch):
+def test_a_second_call_reuses_a_finished_comparison(stand_ins, make_dit, tmp_path, monkeypatch):
     teacher = str(save(Bundle(teacher=make_dit(vocab_size=5, mask_id=4, length=4)), tmp_path / "teacher"))
     base = replace(DISTILL["exact"], teacher=teacher, data=replace(DISTILL["exact"].data, length=4))
     loop = replace(base.loop, steps=2, batch_size=8, log_every=1, validation_sequences=4)
@@ -402,7 +404,7 @@ def test_a_comparison_is_made_once(stand_ins, make_dit, tmp_path, monkeypatch):
     assert f"| teacher {teacher} | {kls[0]:.4f} |" in report
 
     def never(*_):
-        raise AssertionError("it is there already")
+        raise AssertionError("finished work was repeated")
 
     for name in ("train_run", "measure"):
         monkeypatch.setattr(study, name, never)
@@ -411,7 +413,7 @@ def test_a_comparison_is_made_once(stand_ins, make_dit, tmp_path, monkeypatch):
     assert (folder / "report.md").read_text() == report
 
 
-def test_a_student_of_ours_that_starts_at_random_has_one_move(monkeypatch):
+def test_a_didi_student_that_starts_at_random_is_sampled_with_one_move(monkeypatch):
     objective = replace(DISTILL["exact"].objective, moves=1, initial_mask_ratio=0.5)
     one_move = replace(DISTILL["exact"], objective=objective)
     monkeypatch.setattr(recipes, "COMPARED", {"exact": {"didi, 1 move": one_move}})

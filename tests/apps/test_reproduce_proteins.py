@@ -1,4 +1,4 @@
-"""``didi reproduce --scale proteins``: Figures 5, 6 and 7 of bundles that are there."""
+"""``didi reproduce --scale proteins``: Figures 5, 6 and 7 of given bundles."""
 
 import json
 import math
@@ -46,37 +46,39 @@ DATA = ProteinData([["MKTAYIAKQR", "ACDEFGHIKL"], ["WWWWWWWWWW"]], [], [*natural
 
 
 class MotifJudge:
-    """Share of intact pairs of the motif; numbers of proteins that were scored are kept."""
+    """Share of adjacent residues that are a pair of the motif; ``num_scored`` counts the scored proteins."""
 
     name, unit, is_higher_better = "motif", "pairs", True
     num_scored = 0
 
     def score(self, sequences):
         type(self).num_scored += len(sequences)
-        return torch.tensor([sum(self.pairs(one)) / len(one) for one in sequences], dtype=torch.float64)
+        return torch.tensor([sum(self.pairs(sequence)) / len(sequence) for sequence in sequences], dtype=torch.float64)
 
-    def pairs(self, one):
-        return [float(one[n : n + 2] in MOTIF * 2) for n in range(len(one) - 1)]
+    def pairs(self, sequence):
+        return [float(sequence[n : n + 2] in MOTIF * 2) for n in range(len(sequence) - 1)]
 
 
 class FoldingJudge(MotifJudge):
-    """It also has scores of residues, and a structure."""
+    """A motif judge with scores of residues and a structure."""
 
     residue_unit = "pLDDT"
 
     def residues(self, sequences, frequencies):
         assert sum(frequencies.values()) == pytest.approx(1)
         assert frequencies["W"] == pytest.approx(11 / (30 + 25))
-        scores = [torch.tensor([100 * x for x in [0.0, *self.pairs(one)]], dtype=torch.float64) for one in sequences]
-        traces = [torch.arange(3 * len(one), dtype=torch.float64).view(-1, 3).sin() for one in sequences]
+        scores = [
+            torch.tensor([100 * x for x in [0.0, *self.pairs(sequence)]], dtype=torch.float64) for sequence in sequences
+        ]
+        traces = [torch.arange(3 * len(sequence), dtype=torch.float64).view(-1, 3).sin() for sequence in sequences]
         return list(map(ResidueScores, scores, traces))
 
 
 class AlanineJudge(MotifJudge):
-    """It prefers alanine."""
+    """The share of alanine."""
 
     def score(self, sequences):
-        return torch.tensor([one.count("A") / len(one) for one in sequences], dtype=torch.float64)
+        return torch.tensor([sequence.count("A") / len(sequence) for sequence in sequences], dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -104,24 +106,24 @@ def bundles(randomise, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Judges and proteins of this file; without mmseqs2."""
+    """Replace judges and proteins by those of this file, without mmseqs2; returns the calls of ``prepare_proteins``."""
     for judge in (MotifJudge, FoldingJudge, AlanineJudge):
         monkeypatch.setitem(JUDGES, judge.__name__, lambda device, judge=judge: judge())
-    asked = []
-    monkeypatch.setattr(proteins, "prepare_proteins", lambda *args, **how: asked.append((args, how)) or DATA)
+    calls = []
+    monkeypatch.setattr(proteins, "prepare_proteins", lambda *args, **how: calls.append((args, how)) or DATA)
     monkeypatch.setattr(mmseqs, "is_available", lambda: False)
     MotifJudge.num_scored = 0
-    return asked
+    return calls
 
 
 @pytest.fixture
 def reproduce(bundles, tmp_path):
-    """Runs the command; returns the report."""
+    """Function that runs the command and returns the report."""
 
     def run(*targets, students=("first",), judge="MotifJudge", **flags):
         words = [*(targets or ("all",)), "--scale", "proteins", "--teacher", bundles["teacher"], "--workers", "1"]
         words += ["--judge", judge, "--out", str(tmp_path / "out")]
-        words += ["--students", *(bundles[one] for one in students)] if students else []
+        words += ["--students", *(bundles[name] for name in students)] if students else []
         for name, values in ({"lengths": LENGTHS, "nfe": NFES, "num_samples": ("8",)} | flags).items():
             words += [f"--{name.replace('_', '-')}", *values]
         command.reproduce(words)
@@ -133,25 +135,25 @@ def reproduce(bundles, tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """The lengths and numbers of moves that are sampled."""
-    found = []
+    calls = []
 
     def sample(*args, **how):
-        found.append((how["length"], how["nfe"]))
+        calls.append((how["length"], how["nfe"]))
         return generate(*args, **how)
 
     monkeypatch.setattr(protein_measure, "generate", sample)
-    return found
+    return calls
 
 
 def tables(report):
     """Rows of each table by the heading before it."""
-    found, heading = {}, ""
+    rows, heading = {}, ""
     for line in report.splitlines():
         if line.startswith("#"):
             heading = line.lstrip("# ")
         elif line.startswith("| ") and "---" not in line:
-            found.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split("|")])
-    return found
+            rows.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
 
 
 @pytest.mark.slow
@@ -162,15 +164,15 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
         assert f"]({name}.png)" in report
     assert (tmp_path / "out" / "report.html").read_text().count('src="data:image/png;base64,') == 3
-    found = tables(report)
+    by_heading = tables(report)
     for length in LENGTHS:
-        _, *rows = found[f"{length} residues"]
+        _, *rows = by_heading[f"{length} residues"]
         assert [row[0] for row in rows[:5]] == list(CONTROLS)
         sets = [(row[0], row[1], row[2]) for row in rows[5:]]
         students = ("student 1", "student 2", "students, mean of 2")
         assert sets == [
             *(("teacher", sampler, nfe) for sampler in ("ancestral", "reparam") for nfe in NFES),
-            *((one, sampler, nfe) for sampler in ("ancestral", "reparam") for nfe in NFES for one in students),
+            *((student, sampler, nfe) for sampler in ("ancestral", "reparam") for nfe in NFES for student in students),
         ]
         assert all(row[4] == length for row in rows)
         assert {row[3] for row in rows[:5]} == {"–"}
@@ -180,11 +182,11 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
         assert all(0.2 < float(row[-2].split()[0]) < 1 for row in rows if row is not alanine)
     assert "need the program mmseqs, which is not on PATH" in report
     assert f"Student 2: `{bundles['second']}`, seed 2" in report
-    assert [row[0] for row in found["didi reproduce --scale proteins"][1:]] == [
+    assert [row[0] for row in by_heading["didi reproduce --scale proteins"][1:]] == [
         "natural over mutated", "mutated over shuffled", "mutated over uniform", "natural over poly-alanine",
     ]  # fmt: skip
-    assert list(found)[-1] == "Claim: students against the teacher"
-    compared = found["Claim: students against the teacher"][1:]
+    assert list(by_heading)[-1] == "Claim: students against the teacher"
+    compared = by_heading["Claim: students against the teacher"][1:]
     settings = {tuple(row[:3]) for row in compared}
     samplers = ("ancestral", "reparam")
     residues = ("all lengths", *LENGTHS)
@@ -194,8 +196,8 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
 
 @pytest.mark.slow
 def test_a_study_of_an_earlier_version_is_continued(reproduce, monkeypatch, drawn, tmp_path):
-    asked = {"students": ("first",), "nfe": ("8", "64"), "lengths": ("10",)}
-    expected = reproduce("figure5", **asked)
+    flags = {"students": ("first",), "nfe": ("8", "64"), "lengths": ("10",)}
+    expected = reproduce("figure5", **flags)
     settings = tmp_path / "out" / "sampling.json"
     settings.write_text(json.dumps({k: v for k, v in json.loads(settings.read_text()).items() if k != "network"}))
     for file in (tmp_path / "out" / "cells").glob("*.json"):
@@ -203,19 +205,19 @@ def test_a_study_of_an_earlier_version_is_continued(reproduce, monkeypatch, draw
         del record["row"]["pair_distance"], record["row"]["pair_distance_ci"]
         file.write_text(json.dumps(record | {"identities": [0.5] * len(record["sequences"])}))
     drawn.clear()
-    rows = tables(reproduce("figure5", **asked))["10 residues"][1:]
+    rows = tables(reproduce("figure5", **flags))["10 residues"][1:]
     assert {row[-2] for row in rows} == {"–"}
     monkeypatch.setattr(mmseqs, "is_available", lambda: True)
     monkeypatch.setattr(measures, "nearest_identities", lambda queries, targets: [0.5] * len(queries))
     monkeypatch.setattr(row_module, "cluster_diversity", lambda sequences: 0.5)
-    rows = tables(reproduce("figure5", **asked))["10 residues"][1:]
+    rows = tables(reproduce("figure5", **flags))["10 residues"][1:]
     assert [row[-2] for row in rows] == [row[-2] for row in tables(expected)["10 residues"][1:]]
     assert {row[-3] for row in rows} == {"0.50"}
     assert not drawn
 
 
 @pytest.mark.slow
-def test_what_is_asked_reaches_the_sampler(reproduce, tmp_path, bundles):
+def test_samples_are_those_of_the_requested_settings(reproduce, tmp_path, bundles):
     reproduce("figure5", students=("second",), samplers=("reparam",), lengths=("10",))
     for role, name in (("teacher", "teacher"), ("student", "second")):
         for nfe in (2, 64):
@@ -226,7 +228,7 @@ def test_what_is_asked_reaches_the_sampler(reproduce, tmp_path, bundles):
                 load(bundles[name]), num_samples=8, nfe=nfe, seed=seed, length=10, role=role, sampler="reparam"
             )
             assert record["sequences"] == expected.texts
-            assert {len(one) for one in record["sequences"]} == {10}
+            assert {len(sequence) for sequence in record["sequences"]} == {10}
             assert (record["row"]["sampler"], record["row"]["nfe"]) == ("reparam", nfe)
             assert record["scores"] == MotifJudge().score(expected.texts).tolist()
             assert record["row"]["score"] == pytest.approx(sum(record["scores"]) / 8)
@@ -245,7 +247,7 @@ def test_controls_are_the_held_out_proteins_of_the_nearest_length(reproduce, tmp
 
 
 @pytest.mark.slow
-def test_what_is_done_is_not_done_again(reproduce, tmp_path, drawn, monkeypatch):
+def test_finished_cells_are_not_measured_again(reproduce, tmp_path, drawn, monkeypatch):
     report = reproduce("figure6")
     assert set(drawn) == {(10, 8), (14, 8)}
     scored = MotifJudge.num_scored
@@ -258,8 +260,8 @@ def test_what_is_done_is_not_done_again(reproduce, tmp_path, drawn, monkeypatch)
     reproduce("figure5", "figure7")
     assert len(drawn) == 2 * 3 * 2 - 2
     drawn.clear()
-    (one,) = (tmp_path / "out" / "cells").glob("first-*-length14-8.json")
-    one.unlink()
+    (cell,) = (tmp_path / "out" / "cells").glob("first-*-length14-8.json")
+    cell.unlink()
     reproduce("all")
     assert drawn == [(14, 8)]
 
@@ -316,13 +318,13 @@ def test_novelty_is_measured_later_by_one_search_without_new_samples(reproduce, 
 
     def nearest(queries, targets):
         searches.append((queries, targets))
-        return [0.75 if one in natural(12, 10) else 0.25 for one in queries]
+        return [0.75 if query in natural(12, 10) else 0.25 for query in queries]
 
     monkeypatch.setattr(measures, "nearest_identities", nearest)
     monkeypatch.setattr(row_module, "cluster_diversity", lambda sequences: 0.5)
     report = reproduce("figure5")
     assert (drawn, MotifJudge.num_scored) == ([], num_scored)
-    cells = [json.loads(one.read_text()) for one in (tmp_path / "out" / "cells").glob("*.json")]
+    cells = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").glob("*.json")]
     ((queries, targets),) = searches
     assert targets == ["MKTAYIAKQR", "ACDEFGHIKL", "WWWWWWWWWW"]
     assert len(queries) == len(set(queries))
@@ -335,7 +337,7 @@ def test_novelty_is_measured_later_by_one_search_without_new_samples(reproduce, 
     reproduce("figure5")
     assert len(searches) == 1
     reproduce("figure5", nfe=("4", *NFES))
-    assert {len(one) for one in searches[1][0]} == {10, 14}
+    assert {len(query) for query in searches[1][0]} == {10, 14}
     assert len(searches[1][0]) <= 2 * 2 * 8  # samples at the new number of moves alone
 
 
@@ -346,7 +348,7 @@ def test_the_mean_of_the_students_has_an_interval_over_seeds(reproduce, tmp_path
         json.loads(next((tmp_path / "out" / "cells").glob(f"{name}-*-student-ancestral-length10-8.json")).read_text())
         for name in ("first", "second")
     ]
-    first, second = (one["row"]["score"] for one in means)
+    first, second = (record["row"]["score"] for record in means)
     half = 12.7062 * abs(first - second) / 2
     (row,) = [row for row in tables(report)["10 residues"] if row[0].startswith("students") and row[2] == "8"]
     mean = (first + second) / 2
@@ -362,7 +364,9 @@ def test_the_comparison_takes_all_students_at_few_moves_and_the_teacher_at_64(re
         return json.loads(file.read_text())["row"]["score"]
 
     rows = tables(report)["Claim: students against the teacher"][1:]
-    assert [row[:3] for row in rows] == [["8, ancestral", "64, ancestral", one] for one in ("all lengths", "10", "14")]
+    assert [row[:3] for row in rows] == [
+        ["8, ancestral", "64, ancestral", residues] for residues in ("all lengths", "10", "14")
+    ]
     by_length = {
         length: sum(scores(name, "student", length, 8) for name in ("first", "second")) / 2
         - scores("teacher", "teacher", length, 64)
@@ -375,8 +379,8 @@ def test_the_comparison_takes_all_students_at_few_moves_and_the_teacher_at_64(re
     assert "*failed*" not in short
 
 
-class Kept(ProteinStudy):
-    """A study whose records are given."""
+class FixedStudy(ProteinStudy):
+    """A study with fixed sequences and scores."""
 
     def record(self, cell):
         sign = 1 if self.sampling.judge == "higher" else -1
@@ -385,19 +389,21 @@ class Kept(ProteinStudy):
         else:
             sequences, scores = [f"{cell.bundle}AAA", f"{cell.bundle}CCC"], [5.0 + (cell.bundle == "E"), 4.0]
         judge = {"name": "j", "unit": "u", "is_higher_better": sign == 1}
-        return {"sequences": sequences, "scores": [sign * one for one in scores], "judge": judge}
+        return {"sequences": sequences, "scores": [sign * score for score in scores], "judge": judge}
 
 
 @pytest.mark.parametrize("direction", ["higher", "lower"])
 def test_examples_are_the_worst_of_the_teacher_and_the_best_of_all_students(tmp_path, direction):
-    study = Kept(tmp_path, ProteinSampling(3, direction))
+    study = FixedStudy(tmp_path, ProteinSampling(3, direction))
     plan = ProteinPlan("teacher", ("D", "E"), (4, 5), (8, 16, 64))
     worst = chosen_samples(study, plan.teacher_examples, is_best=False)
-    assert [(one.cell.length, one.cell.nfe) for one in worst] == [(4, 8), (4, 16), (5, 8), (5, 16)]
+    assert [(sample.cell.length, sample.cell.nfe) for sample in worst] == [(4, 8), (4, 16), (5, 8), (5, 16)]
     sign = 1 if direction == "higher" else -1
-    assert {(one.number, one.residues, one.score, one.num_candidates) for one in worst} == {(0, "ACAC", sign * 1, 3)}
+    assert {(sample.number, sample.residues, sample.score, sample.num_candidates) for sample in worst} == {
+        (0, "ACAC", sign * 1, 3)
+    }
     best = chosen_samples(study, plan.student_examples, is_best=True)
-    assert {(one.cell.bundle, one.residues, one.score, one.num_candidates) for one in best} == {
+    assert {(sample.cell.bundle, sample.residues, sample.score, sample.num_candidates) for sample in best} == {
         ("E", "EAAA", sign * 6, 4)
     }
 
@@ -410,14 +416,14 @@ def test_examples_are_called_chosen_and_shown_with_their_scores(reproduce, tmp_p
         in report
     )
     assert "the sample of the students with the highest score" in report
-    examples = [json.loads(one.read_text()) for one in (tmp_path / "out" / "cells").glob("examples-*.json")]
+    examples = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").glob("examples-*.json")]
     assert len(examples) == 2
-    for one in examples:
-        assert len(one["sequences"]) == 2
-        assert [len(scores) for scores in one["residue_scores"]] == [10, 14]
-        assert [len(trace) for trace in one["traces"]] == [10, 14]
-        assert one["residue_unit"] == "pLDDT"
-        for sequence in one["sequences"]:
+    for example in examples:
+        assert len(example["sequences"]) == 2
+        assert [len(scores) for scores in example["residue_scores"]] == [10, 14]
+        assert [len(trace) for trace in example["traces"]] == [10, 14]
+        assert example["residue_unit"] == "pLDDT"
+        for sequence in example["sequences"]:
             assert sequence in report
     assert "Traces are the alpha carbons of the predicted structure." in report
 
@@ -425,10 +431,10 @@ def test_examples_are_called_chosen_and_shown_with_their_scores(reproduce, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["scores", "alpha_carbons"])
 def test_scores_and_positions_of_residues_that_are_not_finite_are_refused(reproduce, monkeypatch, part, tmp_path):
-    found = FoldingJudge.residues
+    residues = FoldingJudge.residues
 
     def broken(self, sequences, frequencies):
-        first, *others = found(self, sequences, frequencies)
+        first, *others = residues(self, sequences, frequencies)
         getattr(first, part)[-1] = math.nan
         return [first, *others]
 
@@ -450,12 +456,12 @@ def test_the_plan_has_each_cell_once_and_the_teacher_unguided():
     plan = ProteinPlan("t", ("a", "b"), (10, 14), (8, 16, 64, 512), ("guided", "ancestral"))
     cells = plan.cells
     assert len(cells) == len(set(cells)) == 8 * (1 + 2 * 2)
-    assert {one.sampler for one in cells if one.role == "teacher"} == {"ancestral"}
-    assert {one.sampler for one in cells if one.role == "student"} == {"guided", "ancestral"}
-    assert {one.nfe for one in (*plan.teacher_examples, *plan.student_examples)} == {8, 16}
-    assert {one.sampler for one in plan.student_examples} == {"guided"}
+    assert {cell.sampler for cell in cells if cell.role == "teacher"} == {"ancestral"}
+    assert {cell.sampler for cell in cells if cell.role == "student"} == {"guided", "ancestral"}
+    assert {cell.nfe for cell in (*plan.teacher_examples, *plan.student_examples)} == {8, 16}
+    assert {cell.sampler for cell in plan.student_examples} == {"guided"}
     assert replace(plan, nfes=(1, 2, 3, 4)).example_nfes == (1, 2, 3)
-    assert {(one.control, one.length) for one in plan.controls} == {(name, n) for name in CONTROLS for n in (10, 14)}
+    assert {(cell.control, cell.length) for cell in plan.controls} == {(name, n) for name in CONTROLS for n in (10, 14)}
 
 
 WRONG = [
@@ -476,10 +482,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "said"), WRONG)
-def test_wrong_use_is_one_line(reproduce, changed, said):
-    with pytest.raises(UsageError, match=said) as error:
-        reproduce("figure5", **changed)
+@pytest.mark.parametrize(("flags", "message"), WRONG)
+def test_wrong_use_is_refused_in_one_line(reproduce, flags, message):
+    with pytest.raises(UsageError, match=message) as error:
+        reproduce("figure5", **flags)
     assert "\n" not in str(error.value)
 
 
@@ -488,7 +494,7 @@ def test_bundles_and_targets_that_do_not_fit_are_refused(reproduce, bundles, tmp
     out = ["--out", str(tmp_path / "out")]
     start = ["figure5", "--scale", "proteins", *out]
     judged = [*start, "--students", bundles["first"], "--judge", "MotifJudge", "--lengths", "10", "--teacher"]
-    for words, said in (
+    for words, message in (
         (start, "needs --teacher and --students and --judge"),
         ([*judged, "markov"], "takes bundles of proteins; markov is not one"),
         ([*judged, bundles["unrecorded"]], "give --corpus"),
@@ -499,16 +505,16 @@ def test_bundles_and_targets_that_do_not_fit_are_refused(reproduce, bundles, tmp
         ),
         (["figure5", "--scale", "markov", *out], "got 'figure5'"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             command.reproduce(words)
     assert reproduce("figure6", corpus=("vh",))
 
 
 def test_a_claim_names_the_parts_that_fail():
     equal = [ScoredSet(*torch.ones(4, 4).double())]
-    found = compare_sets([equal], equal)
-    assert claim(found) == "*failed*: score"
-    better = replace(found, difference=1.0, difference_ci=(0.5, 1.5))
+    comparison = compare_sets([equal], equal)
+    assert claim(comparison) == "*failed*: score"
+    better = replace(comparison, difference=1.0, difference_ci=(0.5, 1.5))
     assert claim(better) == "holds"
     assert claim(replace(better, entropy_ratio=0.94)) == "*failed*: entropy"
     nearer = replace(better, entropy_ratio=0.94, identity_difference=0.1, identity_difference_ci=(0.01, 0.2))
@@ -536,7 +542,7 @@ def order_judge(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_autoregressive_judge_and_guided_students_in_worker_processes(
+def test_worker_processes_take_an_autoregressive_judge_and_guided_students(
     randomise, make_discriminator, order_judge, tmp_path, monkeypatch
 ):
     shape = Esm2Config(hidden_size=16, num_blocks=1, num_heads=2, length=42, inner_size=24)
@@ -566,15 +572,16 @@ def test_an_autoregressive_judge_and_guided_students_in_worker_processes(
     assert passes["guided", "8"] == [f"{record['network_passes']:.1f}", f"{record['discriminator_passes']:.1f}"]
     assert float(passes["ancestral", "8"][0]) > 7
     assert passes["ancestral", "8"][1] == "0.0"
-    assert record["scores"] == load_order_judge(Path(order_judge)).score(record["sequences"]).tolist()
+    scores = load_order_judge(Path(order_judge)).score(record["sequences"])
+    assert record["scores"] == pytest.approx(scores.tolist())
     assert record["identities"] is None
 
 
 def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypatch):
-    asked = []
+    calls = []
 
     def prepare(name, **lengths):
-        asked.append((name, lengths["max_length"]))
+        calls.append((name, lengths["max_length"]))
         return ProteinData([], [], [])
 
     def provenance(corpus, length):
@@ -586,7 +593,7 @@ def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypat
     proteins._data(None, teacher, [provenance("vh", 50), {}])
     proteins._data("vh", converted, [provenance("vh", 40)])
     proteins._data("vh", converted, [{}])
-    assert asked == [("vh", 48), ("vh", 38), ("vh", 62)]
+    assert calls == [("vh", 48), ("vh", 38), ("vh", 62)]
     with pytest.raises(UsageError, match="the teacher has vh, a student swissprot: give students of that corpus"):
         proteins._data(None, teacher, [provenance("swissprot", 50)])
     with pytest.raises(UsageError, match=r"trained with one data\.length; got 40, 50"):
@@ -614,17 +621,17 @@ def test_a_judge_folder_that_is_replaced_during_a_study_is_refused(order_judge, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("numerics", ["float32", "bfloat16"])
-def test_networks_are_sampled_in_the_asked_number_format(reproduce, monkeypatch, numerics, tmp_path):
-    found = set()
+def test_networks_are_sampled_in_the_requested_number_format(reproduce, monkeypatch, numerics, tmp_path):
+    dtypes = set()
 
     def sample(bundle, *args, options, **how):
         trunk = (bundle.teacher or bundle.student).blocks
-        found.update(one.weight.dtype for one in trunk.modules() if isinstance(one, torch.nn.Linear))
+        dtypes.update(module.weight.dtype for module in trunk.modules() if isinstance(module, torch.nn.Linear))
         return generate(bundle, *args, options=options, **how)
 
     monkeypatch.setattr(protein_measure, "generate", sample)
     report = reproduce("figure5", network=(numerics,), nfe=("2",), lengths=("10",))
-    assert found == {getattr(torch, numerics)}
+    assert dtypes == {getattr(torch, numerics)}
     assert f"networks in {numerics}, draws in float64" in report
     other = "int8" if numerics == "float32" else "float32"
     with pytest.raises(UsageError, match=r"holds cells of another network "):

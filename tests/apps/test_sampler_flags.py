@@ -17,27 +17,14 @@ def test_flags_change_the_guidance_of_the_bundle_field_by_field():
     changed = guidance_from_flags(GuidanceFlags(tilted_fraction=0.25), bundle)
     assert changed == Guidance(tilted_fraction=0.25, reduction="masked-mean", select="best")
     assert guidance_from_flags(GuidanceFlags(num_candidates=2), load("exact")) == Guidance(num_candidates=2)
-    assert (
-        settings_from_flags(OrderFlags(gumbel=0.0), ConfidenceOrder()) == ConfidenceOrder()
-    )  # given, though it is the default
+    # A flag with the value of the default is one that is given.
+    assert settings_from_flags(OrderFlags(gumbel=0.0), ConfidenceOrder()) == ConfidenceOrder()
 
 
 @pytest.mark.slow
-def test_the_command_takes_the_guidance_of_the_bundle(didi):
-    words = [
-        "generate",
-        "--model",
-        "tiny-news",
-        "--nfe",
-        "4",
-        "--num-samples",
-        "1",
-        "--length",
-        "8",
-        "--format",
-        "jsonl",
-    ]
-    words += ["--sampler", "guided"]
+def test_the_guidance_is_by_default_that_of_the_bundle(didi):
+    words = ["generate", "--model", "tiny-news", "--nfe", "4", "--num-samples", "1", "--length", "8"]
+    words += ["--format", "jsonl", "--sampler", "guided"]
     flags = ["--guidance.tilted-fraction", "0", "--guidance.select", "best", "--guidance.reduction", "masked-mean"]
     plain, same = (json.loads(didi(*words, *more)[1]) for more in ([], flags))
     other = json.loads(didi(*words, "--guidance.tilted-fraction", "1")[1])
@@ -62,8 +49,17 @@ def test_a_setting_of_another_sampler_is_refused(didi, flags, name, reader):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("method", ["guided", "guided floor"])
+def test_bench_takes_guidance_where_a_method_reads_it(didi, monkeypatch, method):
+    loads = []
+    monkeypatch.setattr("didi.apps.bench.compare", lambda _, timed, **__: loads.extend(timed) or [])
+    monkeypatch.setattr("didi.apps.bench.speed_table", lambda *_, **__: "")
+    assert didi("bench", "--model", "markov", "--methods", method, "--guidance.num-candidates", "3")[0] == 0
+    assert {load.guidance.num_candidates for load in loads} == {3}
+
+
 @pytest.mark.slow
-def test_more_moves_than_a_grid_has_and_too_many_samples_are_one_line(didi):
+def test_too_many_moves_and_samples_are_refused_in_one_line(didi):
     for flags, message in (
         (["--nfe", "1000000000"], "nfe lies in [1, 65536]; got 1000000000"),
         (["--num-samples", "1000000000000"], "lower num_samples to"),

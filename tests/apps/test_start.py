@@ -39,7 +39,7 @@ def test_a_command_without_tensors_imports_no_heavy_package(words):
 
 
 @pytest.mark.slow
-def test_the_list_of_imports_is_not_empty_by_mistake():
+def test_the_list_of_imports_has_the_packages_that_are_imported():
     packages, _ = imported("import didi; didi.load")
     assert {"didi", "torch", "numpy"} <= packages
 
@@ -68,7 +68,7 @@ def test_the_help_of_a_command_imports_no_optional_package(name):
     assert not OPTIONAL & imported(MAIN, name, "--help")[0]
 
 
-def test_importing_didi_is_cheap_and_every_public_name_is_there():
+def test_importing_didi_imports_no_heavy_package_and_has_every_public_name():
     code = "import didi; names = dir(didi); import sys; assert 'torch' not in sys.modules; print(*names)"
     packages, out = imported(code)
     assert not HEAVY & packages
@@ -138,7 +138,7 @@ print(*sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
 
 
 @pytest.mark.slow
-def test_importing_the_trainer_leaves_what_saves_its_state_to_the_first_checkpoint():
+def test_importing_the_trainer_does_not_import_the_modules_that_save_checkpoints():
     code = """
 import sys, didi.training.trainer
 print(*sorted({"torch.distributed.checkpoint", "torch.distributed.fsdp", "torch._dynamo"} & set(sys.modules)))

@@ -1,3 +1,5 @@
+"""Exit status, messages and output streams of a command."""
+
 import contextlib
 import errno
 import io
@@ -29,7 +31,7 @@ from didi.process_group import ProcessGroup
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
-def test_each_end_has_its_status_and_one_line(error, status, capsys):
+def test_each_error_has_its_status_and_one_line(error, status, capsys):
     def command():
         raise error
 
@@ -41,7 +43,7 @@ def test_each_end_has_its_status_and_one_line(error, status, capsys):
     assert err.startswith("didi: ")
 
 
-def test_a_compiler_that_fails_is_one_line(capsys):
+def test_an_error_of_the_compiler_is_reported_in_one_line(capsys):
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
     for error, reason in ((InvalidCxxCompiler(), "No working C++ compiler"), (CppCompileError(["g++"], "no"), "error")):
@@ -59,7 +61,7 @@ def test_a_compiler_that_fails_is_one_line(capsys):
 
 
 @pytest.fixture
-def second(monkeypatch):
+def second_process(monkeypatch):
     """Make this process the second of two that torchrun started."""
 
     @contextlib.contextmanager
@@ -82,7 +84,7 @@ def second(monkeypatch):
     ],
     ids=str,
 )
-def test_only_the_first_process_writes_except_for_failures(second, error, status, err, capsys):
+def test_only_the_first_process_writes_except_for_failures(second_process, error, status, err, capsys):
     def command():
         print("result")
         print("step 1/2", file=sys.stderr)
@@ -110,21 +112,21 @@ class Closed(io.TextIOBase):
         raise self.error
 
 
-def ended(command):
+def status_of(command):
     with pytest.raises(SystemExit) as stop:
         run(command)
     return stop.value.code
 
 
-def test_a_closed_pipe_is_a_failure_of_one_line(capsys):
-    assert ended(lambda: ResultConsole(file=Closed()).print("a table")) == 1
+def test_a_closed_pipe_is_reported_in_one_line_with_status_1(capsys):
+    assert status_of(lambda: ResultConsole(file=Closed()).print("a table")) == 1
     assert capsys.readouterr().err == "didi: standard output was closed before all of it was written\n"
 
 
 @pytest.mark.parametrize(("number", "message"), [(errno.EPIPE, "closed before all"), (errno.ENOSPC, "No space left")])
 def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys, number, message):
     monkeypatch.setattr(sys, "stdout", Closed(number))
-    assert ended(lambda: None) == 1
+    assert status_of(lambda: None) == 1
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
@@ -139,17 +141,17 @@ def test_a_command_continues_when_its_log_is_closed(monkeypatch, capsys, number)
             print(f"step {step}", file=sys.stderr, flush=True)
         print("the result")
 
-    assert ended(command) == 0
+    assert status_of(command) == 0
     assert capsys.readouterr().out == "the result\n"
 
 
-def test_streams_that_were_closed_before_the_start_are_no_place_for_others(monkeypatch, capfd):
+def test_output_for_a_stream_that_was_closed_before_the_start_goes_to_no_other_stream(monkeypatch, capfd):
     monkeypatch.setattr(sys, "stderr", None)
-    assert ended(lambda: print("progress", file=sys.stderr)) == 0
+    assert status_of(lambda: print("progress", file=sys.stderr)) == 0
     assert capfd.readouterr().out == ""  # print writes there if its file is None
     monkeypatch.undo()
     monkeypatch.setattr(sys, "stdout", None)
-    assert ended(lambda: print("the result")) == 1
+    assert status_of(lambda: print("the result")) == 1
     assert capfd.readouterr().err == "didi: Bad file descriptor\n"
 
 
@@ -163,7 +165,7 @@ def test_a_character_that_the_encoding_lacks_is_replaced(monkeypatch):
         print("\u8a9e", file=sys.stderr)
         ResultConsole(width=20).print("\u8a9e \u2500")
 
-    assert ended(command) == 0
+    assert status_of(command) == 0
     assert files["stdout"].getvalue().decode("cp1252").splitlines() == ["caf\u00e9 ?", "? ?"]
     assert files["stderr"].getvalue().decode("cp1252").splitlines() == ["?"]
 
@@ -186,13 +188,13 @@ def test_json_lines_escape_what_the_encoding_may_lack(monkeypatch, encoding, is_
         json_line({"x": float("nan")})
 
 
-def test_an_unexpected_error_is_one_line_and_its_traceback_a_file(monkeypatch, capsys, tmp_path):
+def test_an_unexpected_error_is_reported_in_one_line_and_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def command():
         raise KeyError("a\nb")
 
-    assert ended(command) == 1
+    assert status_of(command) == 1
     out, err = capsys.readouterr()
     (log,) = tmp_path.iterdir()
     assert (out, err) == ("", f"didi: unexpected KeyError: 'a\\nb'; the traceback is in {log}: please report it\n")
@@ -200,7 +202,7 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_a_file(monkeypatch, c
     assert text.splitlines()[-1] == "KeyError: 'a\\nb'"
     assert Path(__file__).name in text
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    assert ended(command) == 1
+    assert status_of(command) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "its traceback could not be written" in err

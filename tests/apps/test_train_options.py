@@ -1,4 +1,4 @@
-"""Options of ``didi pretrain`` and ``didi distill`` that decide the method and the length of a run."""
+"""Flags and config files of ``didi pretrain`` and ``didi distill``: method, length, trajectory and wrong settings."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_wrong_options_are_refused_before_anything_is_written(command, words, me
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bound", ["--max-passes", "--max-minutes"])
-def test_a_run_that_its_own_length_bounds_says_so(bound, tmp_path, capsys):
+def test_a_run_with_fewer_steps_than_its_bound_allows_says_so(bound, tmp_path, capsys):
     words = ["markov", *SHORT, "--loop.steps", "2", "--discriminator.warmup-steps", "0", "--out", str(tmp_path / "run")]
     distill([*words, "--discriminator.guidance-steps", "0", bound, "1e6"])
     assert f"all 2 steps fit in {bound} 1e+06; --loop.steps sets more" in capsys.readouterr().err
@@ -146,11 +146,11 @@ def test_a_score_network_of_uniform_states_reads_its_noise_level(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_resumed_run_with_max_minutes_keeps_its_number_of_steps(tmp_path, capsys, monkeypatch):
     out = str(tmp_path / "run")
     monkeypatch.setattr("didi.apps.train.fitted_to_minutes", lambda config, inputs, minutes: config.limited(2))
     pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out])
-    monkeypatch.setattr("didi.apps.train.fitted_to_minutes", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr("didi.apps.train.fitted_to_minutes", lambda *_: pytest.fail("the speed is measured again"))
     pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["loop"]["steps"] == 2
     with pytest.raises(UsageError, match="holds a run: add --resume"):
@@ -165,7 +165,7 @@ def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_the_symbols_of_a_bundle_are_those_of_its_process(tmp_path, capsys):
+def test_a_bundle_with_another_number_of_symbols_than_its_process_is_refused(tmp_path, capsys):
     pretrain(["markov-udlm", *SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")])
     path = tmp_path / "run/bundle"
     assert load(save(load(path), tmp_path / "again")).process == read_manifest(path).process
@@ -264,7 +264,7 @@ def test_a_config_file_without_the_trajectory_is_read(tmp_path, old, expected):
     assert trajectory("--config", str(file)) == expected
 
 
-def test_score_decomposition_brings_the_second_move_back_to_a_one_step_trajectory(tmp_path):
+def test_score_decomposition_turns_a_one_step_trajectory_into_two_moves(tmp_path):
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"recipe": "owt-169m", "objective": {"trajectory": "one-step"}})
     )
@@ -314,7 +314,7 @@ def test_a_run_of_an_older_version_is_resumed(tmp_path, capsys):
         ("loop: 3", "loop in .*config.yaml is a mapping of settings; got 3"),
     ],
 )
-def test_a_wrong_config_file_is_refused_by_the_names_in_it(tmp_path, content, message):
+def test_a_wrong_setting_in_a_config_file_is_refused_with_its_name(tmp_path, content, message):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UsageError, match=message) as caught:
         resolved("markov", "--config", str(tmp_path / "config.yaml"))
@@ -322,17 +322,17 @@ def test_a_wrong_config_file_is_refused_by_the_names_in_it(tmp_path, content, me
 
 
 @pytest.mark.parametrize("name", DISTILL)
-def test_every_recipe_comes_back_from_its_own_settings(tmp_path, name):
+def test_every_recipe_is_read_back_from_its_settings(tmp_path, name):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(DISTILL[name])))
     assert resolved("markov", "--config", str(tmp_path / "config.yaml")) == DISTILL[name]
 
 
-def test_a_rate_without_a_dot_is_a_number(tmp_path):
+def test_a_learning_rate_without_a_decimal_point_is_a_number(tmp_path):
     (tmp_path / "config.yaml").write_text("student_optimizer: {learning_rate: 1e-4}")
     assert resolved("markov", "--config", str(tmp_path / "config.yaml")).student_optimizer.learning_rate == 1e-4
 
 
-def test_a_recipe_in_a_file_is_a_text(tmp_path):
+def test_a_recipe_in_a_config_file_that_is_no_text_is_refused(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("recipe: [markov]")
     with pytest.raises(UsageError, match=r"recipe in .*config\.yaml is a text; got \['markov'\]"):
@@ -340,7 +340,7 @@ def test_a_recipe_in_a_file_is_a_text(tmp_path):
 
 
 @pytest.mark.parametrize("words", [[], ["markov"]])
-def test_a_file_of_an_unknown_recipe_is_refused(tmp_path, words):
+def test_a_config_file_of_an_unknown_recipe_is_refused(tmp_path, words):
     file = tmp_path / "config.yaml"
     file.write_text("recipe: markof\nloop: {steps: 3}")
     with pytest.raises(UsageError, match=r"recipe in .*yaml is one of markov, .*got 'markof'; did you mean 'markov'\?"):
@@ -349,7 +349,7 @@ def test_a_file_of_an_unknown_recipe_is_refused(tmp_path, words):
     assert resolved("--config", str(file)).loop.steps == 3
 
 
-def test_the_recipe_is_no_flag(tmp_path):
+def test_the_recipe_as_a_flag_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("loop: {steps: 3}")
     with pytest.raises(UsageError, match=r"the recipe comes first: didi distill RECIPE .*; got --recipe markof"):
         resolved("--config", str(tmp_path / "config.yaml"), "--recipe", "markof")
@@ -366,7 +366,7 @@ def test_resume_without_a_run_is_refused_before_anything_is_read(tmp_path, monke
 
 
 @pytest.mark.parametrize("command", [pretrain, distill])
-def test_a_run_that_is_stopped_names_resume(tmp_path, monkeypatch, command):
+def test_a_stopped_run_advises_resume(tmp_path, monkeypatch, command):
     def stopped(*_, **__):
         raise Interrupted("stopped at step 3 of 6, saved")
 
@@ -388,7 +388,7 @@ def test_a_distillation_that_diverges_saves_no_bundle(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["'false'", "0", "[1]"])
-def test_an_old_switch_is_true_or_false(value, tmp_path):
+def test_score_decomposition_other_than_true_or_false_is_refused(value, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(f"recipe: markov\nobjective: {{score_decomposition: {value}}}")
     with pytest.raises(UsageError, match=r"score_decomposition was true or false"):

@@ -28,12 +28,12 @@ def work(number):
     (folder / f"begun-{number}").touch()
     time.sleep(60)
 """
-# As the loop of a training: it notes the first signal, and goes on until its state is saved.
+# Like a training loop: after the first signal, it continues until its state is saved.
 SAVES = """
 def work(number):
     received = []
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, lambda number, frame: received.append(number))
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda number, frame: received.append(number))
     (folder / f"begun-{number}").touch()
     while not received:
         time.sleep(0.05)
@@ -98,12 +98,12 @@ def study(tmp_path):
         process.communicate()
 
 
-def wait_until(is_there):
+def wait_until(condition):
     for _ in range(400):
-        if is_there():
+        if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("not there after 20 seconds")
+    raise AssertionError("the condition does not hold after 20 seconds")
 
 
 def names(folder, prefix="begun"):
@@ -112,7 +112,7 @@ def names(folder, prefix="begun"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [SLEEPS, SLOW_START], ids=["working", "starting"])
-def test_ctrl_c_stops_the_workers_and_no_item_begins(study, work):
+def test_ctrl_c_stops_the_workers_and_no_further_item_begins(study, work):
     process, folder = study(work)
     wait_until(lambda: len(names(folder)) == 2)
     begin = time.monotonic()
@@ -140,7 +140,7 @@ def test_a_worker_that_starts_does_not_end_at_a_signal(study, number):
     assert out.count("done") == len(names(folder, "worked")) == 8
 
 
-def test_a_system_without_signal_masks_is_no_hindrance(monkeypatch):
+def test_interrupts_are_not_held_where_the_system_has_no_signal_masks(monkeypatch):
     monkeypatch.delattr(signal, "pthread_sigmask")
     with _held_interrupts():
         pass
@@ -173,7 +173,7 @@ def test_a_second_ctrl_c_ends_the_workers_at_once(study):
 
 
 @pytest.mark.slow
-def test_a_failure_lets_what_has_begun_end_and_begins_nothing(study):
+def test_after_a_failure_begun_items_end_and_no_further_item_begins(study):
     process, folder = study(FAILS)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (1, "didi: item 0 failed\n")

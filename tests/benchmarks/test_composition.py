@@ -1,4 +1,4 @@
-"""Methods that follow each other: what is run, and the table."""
+"""``benchmarks/composition.py``: a method that starts from the student of another; its commands and its table."""
 
 import json
 from dataclasses import replace
@@ -14,8 +14,8 @@ from didi.evaluation.row import EvaluationRow
 CHAIN = Chain("sdtt", "didi", (4, 8))
 
 
-class Measured(Study):
-    """KL is the seed and 1 over the number of moves, twice that for SDTT."""
+class FormulaStudy(Study):
+    """A study whose KL is seed + 1 / moves, and seed + 2 / moves for SDTT."""
 
     def row(self, cell):
         value = (2 if cell.bundle.config.recipe == "exact" and hasattr(cell.bundle.config, "rounds") else 1) / cell.nfe
@@ -32,10 +32,10 @@ def plan():
 
 
 def test_the_second_method_starts_from_the_student_of_the_first(plan, tmp_path, monkeypatch):
-    ran = []
+    commands = []
 
     def command(*words):
-        ran.append(words)
+        commands.append(words)
         folder = composition.Path(words[words.index("--out") + 1])
         (folder / ("evaluation" if words[0] == "evaluate" else "bundle")).mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 2, "sequence_passes": 10.0}))
@@ -46,8 +46,8 @@ def test_the_second_method_starts_from_the_student_of_the_first(plan, tmp_path, 
     monkeypatch.setattr(composition, "command", command)
     study = Study(tmp_path / "study", Sampling(8, "exact"))
     for _ in range(2):
-        found = composition.chained("exact", CHAIN, plan, study, 1, tmp_path)
-    first, second, measured = ran
+        measurement = composition.chained("exact", CHAIN, plan, study, 1, tmp_path)
+    first, second, measured = commands
     config = [composition.settings_of(study, plan.runs(name)[1]) for name in ("sdtt", "didi")]
     assert first[:5] == ("distill", "--config", config[0], "--method", "sdtt")
     assert "--start" not in first
@@ -56,11 +56,11 @@ def test_the_second_method_starts_from_the_student_of_the_first(plan, tmp_path, 
     for words in (first, second):
         assert words[words.index("--max-passes") + 1] == "1000000.0"
     assert measured[measured.index("--nfe") + 1 :][:2] == ("4", "8")
-    assert (found["case"], found["seed"], found["passes"]) == ("didi after sdtt", 1, 40.0)
-    assert found["rows"][0]["kl"] == 0.5
+    assert (measurement["case"], measurement["seed"], measurement["passes"]) == ("didi after sdtt", 1, 40.0)
+    assert measurement["rows"][0]["kl"] == 0.5
 
 
-def test_a_measurement_that_was_stopped_is_made_again(tmp_path, monkeypatch):
+def test_incomplete_measurements_are_made_again(tmp_path, monkeypatch):
     rows = [{"sampler": "ancestral", "nfe": nfe, "kl": nfe} for nfe in (2, 4)]
     monkeypatch.setattr(composition, "command", lambda *words: (tmp_path / "metrics.json").write_text(json.dumps(rows)))
     (tmp_path / "metrics.json").write_text(json.dumps(rows[:1]))
@@ -69,11 +69,11 @@ def test_a_measurement_that_was_stopped_is_made_again(tmp_path, monkeypatch):
 
 
 def test_a_chain_is_compared_with_both_methods_seed_by_seed(plan, tmp_path):
-    study = Measured(tmp_path, Sampling(8, "exact"))
-    found = [
+    study = FormulaStudy(tmp_path, Sampling(8, "exact"))
+    measurements = [
         {"seed": seed, "rows": [{"nfe": nfe, "kl": seed + 1 / nfe + 0.5} for nfe in (4, 8)]} for seed in plan.seeds
     ]
-    lines = composition.chain_table(CHAIN, found, plan, study)
+    lines = composition.chain_table(CHAIN, measurements, plan, study)
     assert lines[0] == "| KL, nats | 4 moves | 8 moves |"
     rows = {line.split(" | ")[0].strip("| "): line for line in lines[2:-1]}
     assert rows["sdtt"].startswith("| sdtt | 1.0000 [")  # the mean of 0.5 and 1.5
@@ -84,7 +84,7 @@ def test_a_chain_is_compared_with_both_methods_seed_by_seed(plan, tmp_path):
 
 
 @pytest.mark.parametrize("scale", COMPOSITIONS)
-def test_chains_and_guided_methods_are_in_the_comparison(scale):
+def test_chains_and_guided_methods_have_recipes_in_the_comparison(scale):
     about = COMPOSITIONS[scale]
     names = {name for chain in about.chains for name in (chain.first, chain.second)} | {*about.guided}
     assert set(method_plan(scale, sorted(names), 1).configs) == names

@@ -1,4 +1,4 @@
-"""The GPU job at toy size: every stage runs on a CPU, and what it trains comes back whole."""
+"""The GPU job at toy size: every stage runs on a CPU, and the trained bundles are collected."""
 
 import json
 import subprocess
@@ -21,18 +21,18 @@ JOB = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
 @pytest.mark.parametrize("length", [16, 15])  # in buckets, and in one
-def test_a_static_cache_decodes_what_a_growing_one_does(length, randomise):
+def test_decoding_with_a_static_cache_gives_the_tokens_of_a_growing_one(length, randomise):
     model = randomise(AutoregressiveLM(AutoregressiveConfig(50, 49, length, 32, 2, 4)))
     noise = SequenceNoise(0, range(5))
     *_, last = LeftToRight(model)(Canvas.blank(5, length), torch.tensor([1.0, 0.0]), noise)
     decoder = StaticDecoder(model, 5, torch.float32)
     for _ in range(2):  # the cache of the first batch is written over
-        found = decoder(SequenceNoise(0, range(5)).uniforms(length))
-    assert torch.equal(found, last.z)
+        tokens = decoder(SequenceNoise(0, range(5)).uniforms(length))
+    assert torch.equal(tokens, last.z)
 
 
 @pytest.mark.slow
-def test_the_job_at_toy_size(tmp_path):
+def test_the_job_runs_at_toy_size_and_its_bundles_are_collected(tmp_path):
     def call(script, *words):
         return subprocess.run([sys.executable, JOB / f"{script}.py", *map(str, words)], check=True, timeout=900)
 
@@ -44,7 +44,7 @@ def test_the_job_at_toy_size(tmp_path):
     assert {name: stage["status"] for name, stage in results["ended"].items()} == dict.fromkeys(
         ("tests", "teacher", "student", "speed"), "0"
     )
-    assert not [found for found in results["speed"]["found"].values() if "error" in found]
+    assert not [measurement for measurement in results["speed"]["found"].values() if "error" in measurement]
     assert "validation_nelbo" in results["student"]["found"]["metrics"][-1]
     assert collect(out, tmp_path / "back") == ["prose-bundle", "prose-student-bundle"]
     student = didi.load(tmp_path / "back" / "prose-student-bundle")

@@ -1,4 +1,4 @@
-"""The trials of every world are flags that ``didi distill`` takes; a trial is run once."""
+"""The trials of every recipe are flags that ``didi distill`` takes, and a trial is run once."""
 
 import json
 
@@ -16,28 +16,28 @@ PLANS = {file.stem: yaml.safe_load(file.read_text()) for file in method_search.T
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world", "method"), [(world, method) for world in PLANS for method in PLANS[world]["methods"]]
+    ("recipe", "method"), [(recipe, method) for recipe in PLANS for method in PLANS[recipe]["methods"]]
 )
-def test_trials_are_different_settings_of_the_recipe(world, method):
+def test_trials_are_different_settings_of_the_recipe(recipe, method):
     recipes = distillation_recipes(method)
-    found = []
-    for flags in PLANS[world]["methods"][method]["trials"]:
-        words = flags.format(**dict.fromkeys(PLANS[world].get("pretrained", {}), "bundle")).split()
+    settings = []
+    for flags in PLANS[recipe]["methods"][method]["trials"]:
+        words = flags.format(**dict.fromkeys(PLANS[recipe].get("pretrained", {}), "bundle")).split()
         command = command_of(find_method(method).settings_type(), "")
-        found.append(resolve("distill", command, recipes, [world, "--method", method, *words])[1])
-    assert all(one not in found[:number] for number, one in enumerate(found))
+        settings.append(resolve("distill", command, recipes, [recipe, "--method", method, *words])[1])
+    assert all(config not in settings[:number] for number, config in enumerate(settings))
 
 
-@pytest.mark.parametrize("world", PLANS)
-def test_every_method_has_as_many_trials(world):
-    assert len({len(one["trials"]) for one in PLANS[world]["methods"].values()}) == 1
+@pytest.mark.parametrize("recipe", PLANS)
+def test_every_method_has_the_same_number_of_trials(recipe):
+    assert len({len(of_method["trials"]) for of_method in PLANS[recipe]["methods"].values()}) == 1
 
 
 def test_a_trial_is_made_and_measured_once(tmp_path, monkeypatch):
-    said = []
+    commands = []
 
     def command(*words):
-        said.append(words)
+        commands.append(words)
         folder = method_search.Path(words[words.index("--out") + 1])
         folder.mkdir(parents=True, exist_ok=True)
         if words[0] == "distill":
@@ -54,22 +54,22 @@ def test_a_trial_is_made_and_measured_once(tmp_path, monkeypatch):
     monkeypatch.setattr(method_search, "command", command)
     plan = PLANS["exact"]
     arguments = "exact", plan, "didi", "--loop.batch-size 8", tmp_path / "didi-0"
-    found = method_search.trial(*arguments)
-    assert found["rows"] == [{"nfe": 4, "kl": 0.5}]
-    assert found["passes"] == 2 * 10 + 3 * 4
-    (train, measure) = said
+    result = method_search.trial(*arguments)
+    assert result["rows"] == [{"nfe": 4, "kl": 0.5}]
+    assert result["passes"] == 2 * 10 + 3 * 4
+    (train, measure) = commands
     assert train[:4] == ("distill", "exact", "--method", "didi")
     assert train[-6:] == ("--seed", "100", "--max-passes", "2000000.0", "--loop.batch-size", "8")
     assert measure[:3] == ("evaluate", "--model", str(tmp_path / "didi-0" / "run" / "bundle"))
-    assert method_search.trial(*arguments) == found
-    assert len(said) == 2
+    assert method_search.trial(*arguments) == result
+    assert len(commands) == 2
 
 
 def test_networks_of_a_plan_are_trained_once_and_named_in_flags(tmp_path, monkeypatch):
-    said = []
+    commands = []
 
     def command(*words):
-        said.append(words)
+        commands.append(words)
         folder = method_search.Path(words[words.index("--out") + 1])
         (folder / ("evaluation" if words[0] == "evaluate" else "bundle")).mkdir(parents=True)
         (folder / "metrics.json").write_text("[]")
@@ -79,7 +79,7 @@ def test_networks_of_a_plan_are_trained_once_and_named_in_flags(tmp_path, monkey
     for _ in range(2):
         method_search.pretrain("exact-ar", 7, tmp_path)
     method_search.trial("exact", plan, "didi", "--teacher {exact-ar}", tmp_path / "didi-0")
-    (pretrained, trained, measured) = said
+    (pretrained, trained, measured) = commands
     bundle = str(tmp_path / "exact-ar-7" / "bundle")
     assert pretrained[:4] == ("pretrain", "exact-ar", "--max-steps", "7")
     assert trained[-2:] == ("--teacher", bundle)
@@ -87,7 +87,7 @@ def test_networks_of_a_plan_are_trained_once_and_named_in_flags(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_trial_that_fails_says_why(tmp_path):
+def test_a_failed_trial_raises_the_error_of_the_command(tmp_path):
     with pytest.raises(RuntimeError, match="a recipe is one of"):
         method_search.command("distill", "nowhere", "--out", str(tmp_path))
 
@@ -100,5 +100,6 @@ def test_a_trial_is_run_again_where_the_plan_has_changed():
     }
     names.add(method_search.trial_digest({**plan, "pretrained": {"exact-ar": 7}}, "didi", ""))
     assert len(names) == 5
+    # The trials of the plan are not part of the digest: their flags are.
     methods = {**plan["methods"], "didi": {"trials": ["--rounds 2"]}}
     assert method_search.trial_digest({**plan, "methods": methods}, "didi", "") in names

@@ -1,4 +1,4 @@
-"""The lists of benchmarks/mutant_tests.py name code and tests that exist."""
+"""The lists of ``benchmarks/mutant_tests.py`` name code and tests that exist; CONTRIBUTING.md has the results."""
 
 import json
 from pathlib import Path

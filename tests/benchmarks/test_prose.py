@@ -70,8 +70,8 @@ def test_every_cell_is_measured_by_both_judges(measured):
     assert ("student", 8, 1.0) in drawn
     # At temperature 1 all sets have one entropy, so that the ratio is that of the perplexities.
     for judge in prose.JUDGES:
-        found = {(row["nfe"], row["against"]): math.log(row["ratio"]) for row in record["equal_entropy"][judge]}
-        assert found == pytest.approx(
+        log_ratios = {(row["nfe"], row["against"]): math.log(row["ratio"]) for row in record["equal_entropy"][judge]}
+        assert log_ratios == pytest.approx(
             {
                 (8, "teacher at 8"): -1,
                 (16, "teacher at 8"): -1.1,
@@ -83,7 +83,7 @@ def test_every_cell_is_measured_by_both_judges(measured):
 
 
 @pytest.mark.slow
-def test_sets_are_kept_and_a_part_of_the_cells_writes_no_results(measured, monkeypatch):
+def test_stored_sets_are_reused_and_a_part_of_the_cells_writes_no_results(measured, monkeypatch):
     _, _, folder = measured
     monkeypatch.setattr(equal_entropy, "load_judge", None)
     (folder / "results" / "prose.json").unlink()
@@ -112,7 +112,7 @@ def test_the_shuffled_rows_have_the_words_of_the_held_out_rows(monkeypatch):
 
 
 @pytest.mark.slow
-def test_joint_divergences_are_those_of_the_sets_and_kept(tmp_path, monkeypatch):
+def test_joint_divergences_are_measured_from_stored_sets(tmp_path, monkeypatch):
     network = AutoregressiveLM(
         AutoregressiveConfig(vocab_size=5, mask_id=4, length=6, hidden_size=8, num_blocks=1, num_heads=2)
     ).eval()

@@ -1,7 +1,9 @@
+"""``benchmarks/reproduce.py``: the parts of a report are written between the markers of their pages."""
+
 import pytest
 import reproduce
 
-MARKERS = "read by hand\n<!-- written by benchmarks/reproduce.py page: begin -->\nstale\n<!-- end -->\n"
+MARKERS = "written by hand\n<!-- written by benchmarks/reproduce.py page: begin -->\nstale\n<!-- end -->\n"
 TITLE = "# didi reproduce --scale markov\n\nConditions.\n"
 TABLE = "\n## Table 1: cumulative ablation\n\n| a |\n"
 FIGURE = "\n## Figure 1: perplexity against passes\n\n![Perplexity](figure1.png)\n"
@@ -20,12 +22,12 @@ def results(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_report_is_dealt_to_its_pages(results, tmp_path):
+def test_the_parts_of_a_report_are_written_to_their_pages(results, tmp_path):
     (tmp_path / "report.md").write_text(TITLE + TABLE + FIGURE + DECISIONS)
     reproduce.main(["markov", str(tmp_path)])
     page, decisions = ((results / f"{name}.md").read_text() for name in ("reproduce-markov", "decisions"))
     for text in (page, decisions):
-        assert text.startswith("read by hand\n")
+        assert text.startswith("written by hand\n")
         assert text.endswith("<!-- end -->\n")
         assert text.count("Conditions.") == 1
         assert "stale" not in text
@@ -38,7 +40,7 @@ def test_a_report_is_dealt_to_its_pages(results, tmp_path):
 
 
 @pytest.mark.parametrize(("part", "renewed"), [(TABLE, "reproduce-markov"), (DECISIONS, "decisions")])
-def test_a_page_whose_part_the_report_lacks_stays(part, renewed, results, tmp_path):
+def test_a_page_whose_part_the_report_lacks_is_unchanged(part, renewed, results, tmp_path):
     (tmp_path / "report.md").write_text(TITLE + part)
     reproduce.main(["markov", str(tmp_path)])
     for name in ("reproduce-markov", "decisions"):

@@ -1,4 +1,4 @@
-"""The tables that benchmarks/serving.py writes, from figures that stand for measured ones."""
+"""``benchmarks/serving.py``: the tables of the page, from made-up measurements, and how throughput is compared."""
 
 import argparse
 
@@ -19,7 +19,7 @@ def results(tmp_path):
         {"kind": kind, "length": 16, "alone": 24.04, "together": 8.0} for kind in ("trunk", "pass", "scheduler", "gpt2")
     ]
     by_threads = [
-        {"threads": num, "rows": [one | ratio for one in rows], "bounds": [one | ratio for one in bounds]}
+        {"threads": num, "rows": [each | ratio for each in rows], "bounds": [each | ratio for each in bounds]}
         for num in (1, 2)
     ]
     about = {"machine": "a machine", "load": 0.5, "model": "tiny-news", "nfe": 8, "rounds": 3, "requests": 64}
@@ -50,10 +50,10 @@ def test_throughput_is_compared_within_a_round():
         1: [alone | {"seconds": 4.0}, alone | {"seconds": 8.0}],
         16: [together | {"seconds": 1.0}, together | {"seconds": 4.0}],
     }
-    found = serving.row(32, args, 16, turns)
-    assert found["ratio_range"] == [2.0, 4.0]
-    assert found["first_p50"] == pytest.approx(200)
-    assert found["tokens_per_second"] == pytest.approx(2 * 2 * 32 / 5)
+    row = serving.row(32, args, 16, turns)
+    assert row["ratio_range"] == [2.0, 4.0]
+    assert row["first_p50"] == pytest.approx(200)
+    assert row["tokens_per_second"] == pytest.approx(2 * 2 * 32 / 5)
 
 
 def test_the_first_text_is_that_of_a_move_with_positions():

@@ -19,11 +19,11 @@ def docstrings():
 
 def test_formulas_in_a_text_and_between_paragraphs_become_images():
     text = "Rate :math:`\\alpha_t`.\n\n.. math:: \\frac1K\n    + x\n\nNext."
-    found = site_math.with_images(text)
-    assert found.count("<svg") == 2
-    assert "math" not in found
-    assert 'aria-label="\\alpha_t"' in found
-    assert found.endswith("</p>\n\nNext.")
+    html = site_math.with_images(text)
+    assert html.count("<svg") == 2
+    assert "math" not in html
+    assert 'aria-label="\\alpha_t"' in html
+    assert html.endswith("</p>\n\nNext.")
 
 
 def test_a_formula_that_cannot_be_drawn_is_an_error():

@@ -1,4 +1,4 @@
-"""The page's verdicts must be able to say no."""
+"""``benchmarks/speed.py``: verdicts for fast, slow and missing measurements, and the page."""
 
 import json
 
@@ -29,7 +29,7 @@ def column(suites, number):
     return [line.split(" | ")[number].strip(" |") for line in list(speed.verdicts(suites))[2:]]
 
 
-def test_fast_figures_hold_and_slow_ones_fail():
+def test_bounds_hold_for_fast_measurements_and_fail_for_slow_ones():
     fast = make_suites(over=1.01, speedup=4.5, peak=5.0, autoregressive=3.0)
     assert column(fast, -1) == ["yes"] * 14 + ["no bound"] * 2
     slow = make_suites(over=1.2, speedup=1.5, peak=50.0, autoregressive=1.0)
@@ -37,14 +37,14 @@ def test_fast_figures_hold_and_slow_ones_fail():
     assert column(slow, 1)[-1] == "1.000 [1.000, 1.000]"
 
 
-def test_a_suite_that_was_not_run_is_not_measured():
+def test_bounds_of_a_missing_suite_are_not_measured():
     suites = make_suites(over=1.01, speedup=4.5, peak=5.0, autoregressive=3.0)
     del suites["paper scale, four sequences"], suites["paper scale, sixteen sequences"]
     assert column(suites, -1) == ["yes"] * 3 + ["not measured"] * 3 + ["yes"] * 8 + ["not measured"] * 2
 
 
 @pytest.mark.slow
-def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
+def test_the_page_is_written_from_stored_measurements(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "DOCS", tmp_path)
     monkeypatch.setattr(speed, "STORED", tmp_path / "speed.json")
     (tmp_path / "results").mkdir()
@@ -55,7 +55,7 @@ def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
     speed.STORED.write_text(json.dumps({"suites": runs, "nelbo": nelbo}))
     page = tmp_path / "speed.md"
     page.write_text("before\n<!-- written by benchmarks/speed.py page: begin -->\nstale\n<!-- end -->\nafter\n")
-    for _ in range(2):  # again: the same page
+    for _ in range(2):  # writing it again gives the same page
         speed.main(["page"])
         text = page.read_text()
         assert text.startswith("before\n")

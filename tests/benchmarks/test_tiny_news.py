@@ -1,4 +1,4 @@
-"""The page's verdicts must be able to say no, and to say that nothing was measured."""
+"""``benchmarks/tiny_news.py``: verdicts that hold, fail or are not measured, and the texts that are shown."""
 
 import math
 
@@ -30,11 +30,11 @@ def answers(rows):
     return [line.split("|")[4].strip() for line in tiny_news.verdicts(rows) if line.startswith("|")][2:]
 
 
-def test_a_better_student_at_equal_entropy_holds_every_claim():
+def test_every_claim_holds_for_a_better_student_at_equal_entropy():
     assert answers(make_rows(ppl=good)) == ["yes"] * 17
 
 
-def test_a_perplexity_bought_with_entropy_fails_at_equal_entropy():
+def test_a_lower_perplexity_from_lower_entropy_fails_at_equal_entropy():
     def sharpened(cell):
         return 0.95 if cell.role == "student" else 1.0
 
@@ -47,7 +47,7 @@ def test_a_perplexity_bought_with_entropy_fails_at_equal_entropy():
     assert held[3:15] == ["**no**"] * 12
 
 
-def test_texts_are_shown_of_generated_sets_only():
+def test_only_texts_of_generated_sets_are_shown():
     rows = make_rows(ppl=good)
     shown = "\n".join(
         tiny_news.showcase(rows, {name: {"texts": [f"text of {row.role}"]} for name, row in rows.items()})
@@ -58,7 +58,7 @@ def test_texts_are_shown_of_generated_sets_only():
     assert "text of shuffled words" not in shown
 
 
-def test_entropies_that_never_meet_are_not_measured():
+def test_sets_without_a_common_entropy_are_not_compared():
     rows = make_rows(ppl=good, entropy=lambda cell: 3.0 if cell.sampler == "guided" else 4.5)
     assert answers(rows)[15].startswith("**not measured**")
     assert answers(rows)[16].startswith("**not measured**")
@@ -66,7 +66,7 @@ def test_entropies_that_never_meet_are_not_measured():
     assert [answer.startswith("**not measured**") for answer in answers(rows)[3:15]] == [True] * 12
 
 
-def test_the_baseline_is_met_at_equal_entropy_only():
+def test_the_baseline_is_compared_at_equal_entropy():
     def timing(rows):
         seconds = {"student": 0.1, "teacher": 0.1, "autoregressive": 0.4}
         return {
