@@ -1,4 +1,4 @@
-"""The policy gradient with a reference is that of an upper bound of the divergence, tight if both are equal."""
+"""With a reference, the policy gradient is that of an upper bound, which is tight if the reference is the student."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def reference_of(network):
 
 
 def policy_gradient(student, reference, batch, grouping):
-    """Policy gradient with the exact log-ratio of the reference, plus that of student and reference."""
+    """Policy gradient; the rewards are log r(x) / q(x), exact, plus log-ratios of paths of student and reference."""
     log_ratio = (distribution(reference).log().detach() - LOG_Q).float()
     index = (batch.x * NUM_SYMBOLS ** torch.arange(LENGTH - 1, -1, -1)).sum(-1)
     rewards = (log_ratio[index] + reference_of(reference).log_ratio(batch))[..., None]
@@ -100,9 +100,9 @@ def test_the_bound_is_tight_if_student_and_reference_are_equal(networks):
     p = distribution(student)
     divergence = (p * (p.log() - LOG_Q)).sum()
     torch.testing.assert_close(bound(student, student), divergence)
-    kept = reference_of(student).network.requires_grad_(requires_grad=False)
+    fixed = reference_of(student).network.requires_grad_(requires_grad=False)
     torch.testing.assert_close(
-        flat_gradient(bound(student, kept), student), flat_gradient(divergence, student), atol=1e-6, rtol=1e-4
+        flat_gradient(bound(student, fixed), student), flat_gradient(divergence, student), atol=1e-6, rtol=1e-4
     )
     assert bound(student, other) > divergence + 0.1
 
@@ -112,7 +112,7 @@ def test_the_bound_is_tight_if_student_and_reference_are_equal(networks):
 def test_log_ratios_of_paths_are_zero_for_a_reference_equal_to_the_student(networks, settings):
     student, other = networks
     batch = drawn(student, "same", **settings)
-    same, moved = reference_of(student).log_ratio(batch), reference_of(other).log_ratio(batch)
+    same, different = reference_of(student).log_ratio(batch), reference_of(other).log_ratio(batch)
     torch.testing.assert_close(same, torch.zeros_like(same), atol=1e-5, rtol=0)
     expected = float(path_divergence(student, other))
-    assert abs(moved.mean() - expected) < 4 * moved.std() / len(batch.x) ** 0.5
+    assert abs(different.mean() - expected) < 4 * different.std() / len(batch.x) ** 0.5

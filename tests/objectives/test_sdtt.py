@@ -50,7 +50,7 @@ class TableDenoiser:
         return features
 
 
-def number_of(z):
+def state_number(z):
     return int(z[0]) * 3 + int(z[1])
 
 
@@ -94,7 +94,7 @@ def expected_loss_of_the_code(student, kind, t, dt, num_steps):
 def targets_by_hand(z, t, dt, num_steps, teacher):
     """Pairs of a probability and the targets of all positions, by recursion over the teacher's steps."""
     masked = [n for n in range(2) if z[n] == MASK]
-    probs = teacher[number_of(z)]
+    probs = teacher[state_number(z)]
     if num_steps == 1:
         return [(1.0, {n: probs[n] for n in masked})]
     chance, found = min(1.0, dt / t), []
@@ -117,7 +117,7 @@ def expected_loss_by_hand(student, kind, t, dt, num_steps, teacher=TEACHER):
         for pattern in itertools.product([False, True], repeat=2):
             z = x0.where(~torch.tensor(pattern), MASK)
             weight = prob * t ** sum(pattern) * (1 - t) ** (2 - sum(pattern))
-            p = student[number_of(z)].softmax(-1)
+            p = student[state_number(z)].softmax(-1)
             for chance, targets in targets_by_hand(z, t, dt, num_steps, teacher):
                 total = total + weight * chance * sum(LOSSES[kind](q, p[n]) for n, q in targets.items())
     return total
@@ -198,7 +198,7 @@ def test_every_masked_position_has_one_target():
     assert torch.equal(found[2], u < 0.2)
 
 
-def test_the_step_grows_by_the_number_of_teacher_steps():
+def test_each_round_multiplies_the_step_by_the_number_of_teacher_steps():
     assert [1 / step_size(number, 1024, 2) for number in range(7)] == [1024, 512, 256, 128, 64, 32, 16]
     assert 1 / step_size(2, 27, 3) == 3
     times = step_times(torch.tensor([0.9, 0.1]), 0.25, 3)
@@ -226,7 +226,7 @@ def test_the_fixed_point_minimises_the_expected_loss_of_each_round(loss, monkeyp
         teacher = found
 
 
-def test_the_time_of_a_state_is_that_given_its_number_of_masks():
+def test_reveal_weights_average_over_the_times_of_a_state_given_its_number_of_masks():
     t = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     given_masks = torch.distributions.Binomial(3, t).log_prob(torch.tensor(2.0)).exp()
     chance = (0.25 / t).clamp(max=1)

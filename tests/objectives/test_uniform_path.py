@@ -31,7 +31,7 @@ BRANCHES = {"completions": 3, "advantage": "shared-state"}
 
 @pytest.fixture(scope="module")
 def networks(make_dit_of_states):
-    """Student and reference, whose prediction depends on the state and on the time."""
+    """Student and reference, whose predictions depend on the state and the time."""
     return [make_dit_of_states(seed=seed, **SHAPE) for seed in (2, 3)]
 
 
@@ -136,7 +136,7 @@ def log_ratio_and_exact_gradient(student, num_moves):
 
 
 def policy_gradient(student, batch, rewards, grouping):
-    """The estimate of a batch."""
+    """Policy gradient of a batch, given its rewards."""
     advantage = advantages(rewards[..., None], grouping=grouping, normalise=False)
     is_predicted = (PROCESS.is_predicted(z) for z in (batch.z_tau, batch.z_t))
     second = second_move_score(batch.completion_log_probs, *is_predicted, revealed_only=False)
@@ -249,9 +249,9 @@ def test_with_a_reference_the_policy_gradient_is_that_of_the_bound(networks, set
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_log_ratio_of_a_reference_is_0_at_the_student_and_else_the_divergence_of_paths(networks):
+def test_log_ratios_are_0_if_the_reference_is_the_student_and_else_average_to_the_divergence_of_paths(networks):
     student, other = networks
     batch = draw(student, 3, "ratio")
-    same, moved = (reference_of(network, 3).log_ratio(batch) for network in (student, other))
+    same, different = (reference_of(network, 3).log_ratio(batch) for network in (student, other))
     assert same.abs().max() < 1e-5
-    assert abs(moved.mean() - path_divergence(student, other, 3)) < 4 * moved.std() / len(moved) ** 0.5
+    assert abs(different.mean() - path_divergence(student, other, 3)) < 4 * different.std() / len(different) ** 0.5

@@ -65,7 +65,7 @@ def log_ratio_and_exact_gradient(student, num_moves):
 
 
 def policy_gradient(student, batch, log_ratio, grouping):
-    """The estimate of a batch with the exact rewards."""
+    """Policy gradient of a batch, with exact rewards."""
     advantage = advantages(log_ratio[index_of(batch.x)][..., None], grouping=grouping, normalise=False)
     is_masked = batch.z_tau == NUM_SYMBOLS
     second = second_move_score(batch.completion_log_probs, is_masked, batch.z_t == NUM_SYMBOLS, revealed_only=False)
