@@ -1,3 +1,5 @@
+"""Divergences of the n-grams of samples from those of a Markov chain."""
+
 import itertools
 import math
 import statistics
@@ -48,9 +50,9 @@ def test_estimates_without_corrections_equal_those_by_hand(monkeypatch):
     monkeypatch.setattr(ngrams, "_null", lambda *_: (ngrams._Estimate(0.0, 0.0),) * 2)
     estimate = ngram_divergence(rows, SMALL, 2)
     without = [plain(torch.cat([rows[:i], rows[i + 1 :]])) for i in range(4)]
-    ends = (estimate.kl_ci, estimate.reverse_kl_ci)
-    for which, (value, ci) in enumerate(zip((estimate.kl, estimate.reverse_kl), ends, strict=True)):
-        each = [one[which] for one in without]
+    intervals = (estimate.kl_ci, estimate.reverse_kl_ci)
+    for which, (value, ci) in enumerate(zip((estimate.kl, estimate.reverse_kl), intervals, strict=True)):
+        each = [values[which] for values in without]
         assert value == pytest.approx(4 * plain(rows)[which] - 3 * statistics.fmean(each))
         error = math.sqrt(3 * statistics.pvariance(each))
         assert ci == pytest.approx((value - 1.959964 * error, value + 1.959964 * error))
@@ -98,7 +100,7 @@ def test_independent_symbols_are_as_far_as_their_mutual_information():
     assert estimate.reverse_kl_ci[0] < float((q * (q / p).log()).sum()) < estimate.reverse_kl_ci[1]
 
 
-def test_few_sequences_have_no_figure_and_wrong_input_is_refused():
+def test_few_sequences_have_no_estimate_and_wrong_input_is_refused():
     estimate = ngram_divergence(torch.zeros(3, 4).long(), SMALL, 2)
     assert math.isnan(estimate.kl)
     assert math.isnan(estimate.reverse_kl_ci[1])

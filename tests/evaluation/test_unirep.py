@@ -70,7 +70,7 @@ def reference_nats(arrays, residues):
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
-def test_the_likelihood_is_that_of_a_network_written_out(num_layers):
+def test_the_likelihood_is_that_of_the_reference(num_layers):
     found = residue_nats(network(num_layers=num_layers), SEQUENCES)
     arrays = weights(num_layers=num_layers)
     for residues, nats in zip(SEQUENCES, found, strict=True):
