@@ -59,7 +59,7 @@ def test_chains_are_distinct_productive_domains_without_gaps(tmp_path):
         ("GAAG---TG", "EV"),
         ("GAAGT-CAG", ""),
         ("GAAG--CAG", ""),
-        ("GA-GTG--GCAG", ""),  # the second shift ends the first, and the residues between them are of another frame
+        ("GA-GTG--GCAG", ""),  # the second gap restores the frame, but the residues between the gaps are of another one
         ("GAAGTGCA", "EV"),
         ("." * 77 + "GGTGCAG", "VQ"),
         ("." * 78 + "GTGCAG", ""),  # without the first framework
@@ -67,7 +67,7 @@ def test_chains_are_distinct_productive_domains_without_gaps(tmp_path):
 )
 def test_domains_are_read_in_the_frame_of_the_alignment(alignment, residues, tmp_path):
     assert translated(in_frame(alignment)) == residues
-    found = [one.residues for one in read_airr(table_of(tmp_path, ("T", "IGHV1-2", alignment, residues[-1:])))]
+    found = [heavy.residues for heavy in read_airr(table_of(tmp_path, ("T", "IGHV1-2", alignment, residues[-1:])))]
     assert found == ([residues] if residues else [])
 
 
@@ -75,7 +75,7 @@ def test_clones_share_a_v_gene_and_most_of_their_junction():
     chains = [
         chain("CAAAAAAAAW"),
         chain("CCCAAAAAAW"),  # 8 of 10 residues equal
-        chain("CCCCAAAAAW"),  # 7 of 10: another clone, but for the chain before it
+        chain("CCCCAAAAAW"),  # 7 of 10 equal to the first, but 9 of 10 equal to the chain before it
         chain("CAAAAAAAAW", "IGHV9-9"),  # another gene
         chain("CAAAAAAAW"),  # another length
         chain("DDDDDDDDDD"),
@@ -109,7 +109,7 @@ def test_no_clone_is_in_two_splits(tmp_path, monkeypatch):
     data, halves = prepare_proteins("vh"), [prepare_proteins(f"vh:{half}") for half in ("first", "second")]
     parts = [list(itertools.chain.from_iterable(part.train)) for part in halves] + [data.validation, data.test]
     clones = [{clone[residues] for residues in part} for part in parts]
-    assert [len(found) for found in clones] == [24, 24, 6, 6]
+    assert [len(numbers) for numbers in clones] == [24, 24, 6, 6]
     assert set.union(*clones) == set(range(60))
     assert all(len({clone[residues] for residues in members}) == 1 for members in data.train)
     assert sorted(parts[0] + parts[1]) == sorted(one for one, n in clone.items() if n in clones[0] | clones[1])

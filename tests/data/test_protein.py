@@ -96,7 +96,7 @@ def test_clusters_that_cannot_be_split_are_refused():
         split_by_cluster([0, 1], validation=0.5, test=0.5)
 
 
-def test_a_missing_program_is_reported_with_the_remedy(monkeypatch):
+def test_a_missing_program_is_reported_with_its_installation(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
         DidiError, match="mmseqs, which is not on PATH: install it, on Debian by apt-get install mmseqs2"
@@ -106,7 +106,7 @@ def test_a_missing_program_is_reported_with_the_remedy(monkeypatch):
 
 @needs_mmseqs
 @pytest.mark.slow
-def test_relatives_share_a_cluster_and_a_split(tmp_path, monkeypatch):
+def test_mutated_copies_of_a_protein_share_a_cluster_and_a_split(tmp_path, monkeypatch):
     monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
     families = random_proteins(30, 100)
     proteins = [mutated(residues, 10, 31 * n + copy) for n, residues in enumerate(families) for copy in range(3)]
@@ -132,7 +132,7 @@ def test_relatives_share_a_cluster_and_a_split(tmp_path, monkeypatch):
 # --- batches ----------------------------------------------------------------
 
 
-def test_a_canvas_frames_and_pads():
+def test_a_canvas_has_begin_and_end_symbols_and_padding():
     canvas = protein_canvas(["LAG", "C"])
     assert canvas.tokens.tolist() == [[0, 4, 5, 6, 2], [0, 23, 2, 1, 1]]
     assert canvas.is_free.tolist() == [[False, True, True, True, False], [False, True, False, False, False]]
