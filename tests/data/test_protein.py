@@ -58,7 +58,7 @@ def test_cleaning_keeps_distinct_standard_proteins_of_fitting_lengths():
         standard_proteins(sequences, min_length=9, max_length=8)
 
 
-def test_an_unknown_corpus_is_refused(tmp_path):
+def test_an_unknown_corpus_and_one_of_short_proteins_only_are_refused(tmp_path):
     with pytest.raises(UsageError, match="a corpus of proteins is one of swissprot, uniprot, vh, or a file"):
         load_proteins("swisprot")
     (tmp_path / "short.fasta").write_text(">one\nMKT\n")

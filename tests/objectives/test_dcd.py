@@ -20,6 +20,8 @@ from didi.models.bundle import Bundle
 from didi.objectives.dcd import consistency_divergences
 from didi.training.trainer import make_trainer
 
+from .gradients import flat_gradient
+
 NUM, X0 = 4, 1
 TIMES = [(0.8, 0.55), (0.3, 0.05), (1.0, 0.75), (0.25, 0.0)]
 
@@ -175,8 +177,3 @@ def test_the_gradient_of_a_step_is_that_of_the_expectation_over_the_joint_distri
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.03)
     found, exact = (flat_gradient(value, network) for value, network in ((loss, method.student), (expected, other)))
     assert (found - exact).norm() < 0.06 * exact.norm()
-
-
-def flat_gradient(value, network):
-    found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True, materialize_grads=True)
-    return torch.cat([gradient.double().flatten() for gradient in found])

@@ -19,13 +19,13 @@ def perfect_predictions(t):
     """Distribution of each clean token given the state of the other positions, ``[z, l, v]``."""
     observed = (t / NUM + (1 - t) * torch.eye(NUM, dtype=torch.float64))[:, STATES]  # [v, z, l]
     joint = LOG_Q.exp().expand(len(STATES), -1)  # [z, x]
-    found = []
+    columns = []
     for position in range(LENGTH):
         others = [observed[STATES[:, k], :, k].T for k in range(LENGTH) if k != position]
         mass = joint * torch.stack(others).prod(0)
         tokens = [mass[:, STATES[:, position] == token].sum(1) for token in range(NUM)]
-        found.append(torch.stack(tokens, -1))
-    table = torch.stack(found, 1)
+        columns.append(torch.stack(tokens, -1))
+    table = torch.stack(columns, 1)
     return table / table.sum(-1, keepdim=True)
 
 

@@ -13,6 +13,8 @@ from didi.methods.rollout import rollout
 from didi.objectives.didi import advantages, policy_loss, second_move_score
 from didi.sampling.base import path_alphas
 
+from .gradients import assert_mean_is, flat_gradient
+
 NUM_SYMBOLS, LENGTH, NUM_MOVES = 3, 3, 2
 PROCESS = Absorbing(NUM_SYMBOLS)
 STATES = States(NUM_SYMBOLS, LENGTH)
@@ -39,24 +41,19 @@ def distribution(network):
 def path_divergence(student, reference):
     """KL divergence of the distributions of paths: expected sum over moves of that of the revealed tokens."""
     of_student, of_reference = predictions(student), predictions(reference)
-    mass, found = STATES.all_masked(), 0.0
+    mass, total = STATES.all_masked(), 0.0
     is_masked = STATES.tokens == NUM_SYMBOLS
     for chance in reveal_probabilities(ALPHAS):
-        gap = (of_student * (of_student.log() - of_reference.log())).sum(-1)
-        found = found + chance * (mass * torch.where(is_masked, gap, 0.0).sum(-1)).sum()
+        token_kl = (of_student * (of_student.log() - of_reference.log())).sum(-1)
+        total = total + chance * (mass * torch.where(is_masked, token_kl, 0.0).sum(-1)).sum()
         mass = after_move(STATES, mass, successor_probs(STATES, chance, STATES.by_pattern(of_student)))
-    return found
+    return total
 
 
 def bound(student, reference):
     """KL(p(path) || r(path | x) q(x)) of the student p and the reference r."""
     log_ratio = distribution(reference).log().detach() - LOG_Q
     return path_divergence(student, reference) + (distribution(student) * log_ratio).sum()
-
-
-def flat_gradient(value, network):
-    found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
-    return torch.cat([gradient.double().flatten() for gradient in found if gradient is not None])
 
 
 def drawn(student, name, num_samples=1000, **settings):
@@ -87,12 +84,8 @@ def test_the_policy_gradient_is_that_of_the_bound(networks, settings):
     exact = flat_gradient(bound(student, reference), student)
     batches = [drawn(student, number, **settings) for number in range(30)]
     grouping = settings.get("advantage", "leave-one-out")
-    found = torch.stack([policy_gradient(student, reference, batch, grouping) for batch in batches])
-    along = found @ exact / (exact @ exact)
-    error = along.std() / len(along) ** 0.5
-    assert error < 0.03
-    assert abs(along.mean() - 1) < 4 * error
-    assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.97
+    estimates = [policy_gradient(student, reference, batch, grouping) for batch in batches]
+    assert_mean_is(exact, estimates, max_error=0.03, min_cosine=0.97)
 
 
 def test_the_bound_is_tight_if_student_and_reference_are_equal(networks):

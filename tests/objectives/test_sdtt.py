@@ -66,7 +66,7 @@ def cases(t, dt, num_steps):
     widths = [high - low for high, low in itertools.pairwise(edges)]
     draws = torch.tensor(list(itertools.product([0.125, 0.375, 0.625, 0.875], repeat=2 * (num_steps - 1))))
     draws = draws.double().view(len(draws), num_steps - 1, 2)
-    found = []
+    outcomes = []
     for (x0, prob), pair in itertools.product(
         zip(CLEAN, DATA, strict=True), itertools.product(range(len(numbers)), repeat=2)
     ):
@@ -75,8 +75,8 @@ def cases(t, dt, num_steps):
         u = torch.tensor([numbers[n] for n in pair])
         is_masked = torch.stack([u < time for time in times])
         for uniforms in draws:
-            found.append((x0.where(~is_masked[0], MASK), is_masked, uniforms, weight / len(draws)))
-    z, is_masked, uniforms, weights = zip(*found, strict=True)
+            outcomes.append((x0.where(~is_masked[0], MASK), is_masked, uniforms, weight / len(draws)))
+    z, is_masked, uniforms, weights = zip(*outcomes, strict=True)
     return torch.stack(z), torch.stack(is_masked, 1), torch.stack(uniforms, 1), torch.stack(weights)
 
 
@@ -97,7 +97,7 @@ def targets_by_hand(z, t, dt, num_steps, teacher):
     probs = teacher[state_number(z)]
     if num_steps == 1:
         return [(1.0, {n: probs[n] for n in masked})]
-    chance, found = min(1.0, dt / t), []
+    chance, pairs = min(1.0, dt / t), []
     for revealed in itertools.product([False, True], repeat=len(masked)):
         now = [n for n, is_now in zip(masked, revealed, strict=True) if is_now]
         weight = chance ** len(now) * (1 - chance) ** (len(masked) - len(now))
@@ -107,8 +107,8 @@ def targets_by_hand(z, t, dt, num_steps, teacher):
                 after[n], drawn = token, drawn * float(probs[n, token])
             if drawn:
                 for later, rest in targets_by_hand(after, t - dt, dt, num_steps - 1, teacher):
-                    found.append((drawn * later, {n: probs[n] for n in now} | rest))
-    return found
+                    pairs.append((drawn * later, {n: probs[n] for n in now} | rest))
+    return pairs
 
 
 def expected_loss_by_hand(student, kind, t, dt, num_steps, teacher=TEACHER):
