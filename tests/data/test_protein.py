@@ -182,12 +182,12 @@ def test_an_epoch_has_one_random_member_of_each_cluster():
     counts = Counter[str]()
     for epoch in range(400):
         rows = [buckets.batch(2 * epoch + number) for number in range(2)]
-        drawn = [one for batch in rows for one in texts.decode_batch(batch.tolist())]
-        assert sorted(one[0] for one in drawn) == list("ACDEFGHIKL")
+        drawn = [residues for batch in rows for residues in texts.decode_batch(batch.tolist())]
+        assert sorted(residues[0] for residues in drawn) == list("ACDEFGHIKL")
         counts.update(drawn)
     for members in clusters:
         expected = 400 / len(members)
-        assert all(abs(counts[one] - expected) <= 4 * expected**0.5 for one in members)
+        assert all(abs(counts[residues] - expected) <= 4 * expected**0.5 for residues in members)
 
 
 def test_a_batch_of_more_proteins_than_there_are_clusters_is_refused():

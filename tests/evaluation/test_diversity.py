@@ -64,8 +64,8 @@ def test_pairs_do_not_cross_sequences():
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
 def test_narrow_integer_types_do_not_overflow(dtype):
-    tokens = torch.randint(torch.iinfo(dtype).max, (7, 33), generator=torch.Generator().manual_seed(2))
-    assert distinct_n(tokens.to(dtype), 4) == distinct_n(tokens, 4)
+    tokens = torch.randint(torch.iinfo(dtype).max, (50, 60), generator=torch.Generator().manual_seed(2))
+    assert distinct_n(tokens.to(dtype), 2) == distinct_n(tokens, 2)
     assert torch.equal(token_entropy(tokens.to(dtype)), token_entropy(tokens))
 
 

@@ -240,12 +240,12 @@ def test_identities_detect_training_proteins_and_diversity_counts_clusters():
 
 
 def edit_distance(first, second):
-    """By the recursion, one cell after the other."""
+    """Levenshtein distance by its recursion."""
     row = list(range(len(second) + 1))
-    for number, one in enumerate(first, start=1):
+    for number, letter in enumerate(first, start=1):
         above, row = row, [number]
         for column, other in enumerate(second, start=1):
-            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (one != other)))
+            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (letter != other)))
     return row[-1]
 
 
@@ -333,7 +333,7 @@ def test_esmfold_scores_each_protein_by_its_own_residues(esmfold):
     together = judge.score(sequences)
     assert together.shape == (3,)
     assert ((together >= 0) & (together <= 100)).all()
-    alone = torch.cat([EsmFoldJudge(esmfold, max_batch_residues=1).score([one]) for one in sequences])
+    alone = torch.cat([EsmFoldJudge(esmfold, max_batch_residues=1).score([sequence]) for sequence in sequences])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
     assert len(set(together.tolist())) == 3
     output = esmfold.infer(sequences[0])

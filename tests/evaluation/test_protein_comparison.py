@@ -86,7 +86,7 @@ def test_score_entropy_novelty_and_diversity_are_judged_separately():
     worse = compare_sets([TEACHER], STUDENTS[0])
     assert (worse.has_better_score, worse.keeps_entropy, worse.is_as_novel) == (False, False, True)
     assert worse.is_as_diverse
-    equal = [replace(one, distances=torch.zeros_like(one.distances)) for one in TEACHER]
+    equal = [replace(scored, distances=torch.zeros_like(scored.distances)) for scored in TEACHER]
     assert compare_sets([equal], equal).is_as_diverse
     assert not compare_sets([equal], TEACHER).is_as_diverse
     assert compare_sets([TEACHER], STUDENTS[0], is_higher_better=False).has_better_score

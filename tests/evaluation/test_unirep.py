@@ -115,7 +115,7 @@ def test_the_judges_score_proteins_and_residues():
         nats = reference_nats(weights(), residues)
         gain = [-nat - math.log(frequencies[letter]) for nat, letter in zip(nats, residues, strict=True)]
         assert higher.scores.tolist() == pytest.approx(gain, abs=2e-5)
-        assert lower.scores.tolist() == pytest.approx([-one for one in gain], abs=2e-5)
+        assert lower.scores.tolist() == pytest.approx([-value for value in gain], abs=2e-5)
         assert lower.alpha_carbons is higher.alpha_carbons is None
 
 
@@ -163,8 +163,8 @@ def test_the_published_networks_predict_as_the_code_of_their_archive(units, expe
 @pytest.mark.network
 @pytest.mark.large
 def test_the_published_network_orders_the_controls_by_the_order_of_residues_alone():
-    natural = [one for one in prepare_proteins("swissprot", min_length=50, max_length=254).test if len(one) < 150][:24]
-    controls = control_sets(natural)
+    proteins = prepare_proteins("swissprot", min_length=50, max_length=254).test
+    controls = control_sets([residues for residues in proteins if len(residues) < 150][:24])
     published = load_network()
     likelihood = UniRepJudge(published)
     means = {name: float(likelihood.score(sequences).mean()) for name, sequences in controls.items()}
