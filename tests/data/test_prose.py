@@ -240,7 +240,7 @@ def test_a_copy_is_detected_after_others_quoted_the_original():
     assert without_copies(documents) == documents[:-1]
 
 
-def test_all_caps_are_kept_at_once_and_do_not_depend_on_the_order():
+def test_every_source_is_within_its_cap_in_any_order_of_the_documents():
     documents = [(source, f"{source}{index:03}" + "x" * 96) for source in "abc" for index in range(40)]
     kept = capped(documents, {"b": 0.2, "c": 0.3})
     counts = [sum(source == name for source, _ in kept) for name in "abc"]

@@ -116,7 +116,7 @@ def marginals_cross_entropy(states, chain):
     return -float((p * chain.log_likelihood(states.clean)).sum())
 
 
-def test_divergences_of_known_distributions():
+def test_divergences_of_known_distributions_are_those_by_hand():
     p, q = torch.tensor([0.5, 0.5, 0]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
     divergences = exact_divergences(p, q.log())
     assert divergences.kl == pytest.approx(0.5 * math.log(2))

@@ -30,7 +30,7 @@ def predictions(sequence):
     return [Prediction(outlier, -places), Prediction(even, places)]
 
 
-def test_the_prediction_with_the_lowest_quantile_counts_with_its_backbone_and_its_trace():
+def test_scores_and_coordinates_are_those_of_the_prediction_with_the_lowest_quantile():
     judge = IgFoldJudge(predictions)
     assert isinstance(judge, ResidueJudge)
     (found,) = judge.residues(["ACDE"], {})

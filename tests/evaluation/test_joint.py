@@ -170,7 +170,7 @@ def test_a_fit_has_the_configured_optimizer_and_a_rate_that_rises_for_20_updates
     assert {(o.defaults["weight_decay"], o.defaults["betas"]) for o in optimizers} == {(0.3, (0.9, 0.98))}
 
 
-def test_default_settings_are_those_of_the_reported_figures(randomise):
+def test_default_settings_are_those_of_the_reported_results(randomise):
     chain = {"folds": 4, "stop_fraction": 0.125, "epochs": 16, "patience": 6, "batch_size": 32, "seed": 0}
     chain |= {"learning_rate": 3e-3, "weight_decay": 0.1}
     text = {"folds": 2, "epochs": 3, "patience": 1, "batch_size": 8, "learning_rate": 2e-3, "weight_decay": 0.05}

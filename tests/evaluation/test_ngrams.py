@@ -88,7 +88,7 @@ def test_a_known_divergence_lies_within_the_interval():
         assert estimate.reverse_kl == pytest.approx(reverse, rel=0.1 if n == 3 else 0.03)
 
 
-def test_independent_symbols_are_as_far_as_their_mutual_information():
+def test_the_intervals_cover_the_divergences_of_independent_symbols():
     rows = torch.multinomial(SMALL.stationary, 2000 * 12, replacement=True, generator=seeded(3)).view(2000, 12)
     p, q = (SMALL.stationary[:, None] * SMALL.stationary).flatten(), SMALL.ngram_probs(2)
     estimate = ngram_divergence(rows, SMALL, 2)

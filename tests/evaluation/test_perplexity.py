@@ -146,7 +146,7 @@ def test_the_exact_judge_returns_the_likelihood_of_the_chain():
     assert perplexity(scores) == pytest.approx(float(entropy_rate.exp()), rel=0.05)
 
 
-def test_exact_judge_refuses_the_mask_symbol():
+def test_the_exact_judge_refuses_the_mask_symbol():
     with pytest.raises(ValueError, match="the 8 symbols"):
         ExactJudge(MarkovChain(num_symbols=8)).score([], torch.tensor([[0, 8]]))
 
@@ -287,7 +287,7 @@ def test_evaluation_imports_neither_transformers_nor_matplotlib():
 @pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize(("name", "of_loop"), [("smollm2-135m", 28.53), ("gemma3-270m", 1.1)])
-def test_the_real_judge_prefers_news_to_its_own_words_shuffled(capfd, name, of_loop):
+def test_the_real_judge_prefers_news_to_the_same_words_shuffled(capfd, name, of_loop):
     text = (
         "The president said on Tuesday that the government would publish its new budget next week, after months of "
         "talks with the opposition. Critics argue that the plan does not do enough to help poorer families, while "

@@ -85,7 +85,7 @@ def test_the_published_network_predicts_as_the_code_of_its_archive():
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_the_published_network_orders_the_controls_by_the_order_of_residues_alone():
+def test_the_published_network_orders_the_controls_only_relative_to_shuffled_copies():
     controls = control_sets(prepare_proteins("swissprot", min_length=50, max_length=254).test[:200])
     published = load_network()
     confidences = {

@@ -95,7 +95,7 @@ def test_a_score_does_not_depend_on_the_other_proteins(monkeypatch, batch, max_b
         assert judge.score([]).shape == (0,)
 
 
-def test_the_judges_score_proteins_and_residues():
+def test_scores_of_proteins_and_residues_are_those_of_the_reference():
     small, frequencies = network(), residue_frequencies(SEQUENCES)
     likelihood, order = UniRepJudge(small), UniRepOrderJudge(small, num_shuffles=3)
     for judge in (likelihood, order):
@@ -128,7 +128,7 @@ def test_proteins_that_the_network_does_not_read_are_refused(wrong, found):
                 call(["MKT", wrong])
 
 
-def test_other_weights_are_refused(monkeypatch, tmp_path):
+def test_weights_without_an_array_and_unknown_sizes_are_refused(monkeypatch, tmp_path):
     arrays = {name: torch.from_numpy(array).float() for name, array in weights().items()}
     for name in ("mlstm.1.gh", "embedding", "dense.b"):
         with pytest.raises(UsageError, match=f"the weights of UniRep have no array '{name}'"):
@@ -162,7 +162,7 @@ def test_the_published_networks_predict_as_the_code_of_their_archive(units, expe
 
 @pytest.mark.network
 @pytest.mark.large
-def test_the_published_network_orders_the_controls_by_the_order_of_residues_alone():
+def test_the_published_network_orders_the_controls_only_relative_to_shuffled_copies():
     proteins = prepare_proteins("swissprot", min_length=50, max_length=254).test
     controls = control_sets([residues for residues in proteins if len(residues) < 150][:24])
     published = load_network()

@@ -60,7 +60,7 @@ def test_rows_are_those_of_the_test_split_of_a_bundles_own_corpus_and_all_of_ano
         rows_of(other, str(corpus))
 
 
-def test_a_row_says_how_its_corpus_was_prepared(make_dit, monkeypatch):
+def test_a_row_records_how_its_corpus_was_prepared(make_dit, monkeypatch):
     documents = [f"number {i} of a few short documents" for i in range(60)]
     tokenizer = train_tokenizer(documents, 280)
     bundle = Bundle(teacher=make_dit(vocab_size=280, length=8), tokenizer=tokenizer)
