@@ -23,12 +23,15 @@ class Registry:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
+    """Folder of an empty cache, which the test uses."""
     monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def serve(monkeypatch):
+    """Function that makes bytes the archive of the asset ``tiny`` and returns the registry that serves it."""
+
     def publish(data, **changes):
         asset = Asset(
             name="tiny",

@@ -1,4 +1,4 @@
-"""Archives made for a test."""
+"""Archives that tests make: zip, tar and Debian's ar, from names and contents of files."""
 
 import io
 import tarfile

@@ -59,7 +59,7 @@ def test_chains_are_distinct_productive_domains_without_gaps(tmp_path):
         ("GAAG---TG", "EV"),
         ("GAAGT-CAG", ""),
         ("GAAG--CAG", ""),
-        ("GA-GTG--GCAG", ""),  # the second shift ends the first, and the residues between them are of another frame
+        ("GA-GTG--GCAG", ""),  # the second gap restores the frame, but the residues between the gaps are of another one
         ("GAAGTGCA", "EV"),
         ("." * 77 + "GGTGCAG", "VQ"),
         ("." * 78 + "GTGCAG", ""),  # without the first framework
@@ -67,7 +67,7 @@ def test_chains_are_distinct_productive_domains_without_gaps(tmp_path):
 )
 def test_domains_are_read_in_the_frame_of_the_alignment(alignment, residues, tmp_path):
     assert translated(in_frame(alignment)) == residues
-    found = [one.residues for one in read_airr(table_of(tmp_path, ("T", "IGHV1-2", alignment, residues[-1:])))]
+    found = [heavy.residues for heavy in read_airr(table_of(tmp_path, ("T", "IGHV1-2", alignment, residues[-1:])))]
     assert found == ([residues] if residues else [])
 
 
@@ -75,7 +75,7 @@ def test_clones_share_a_v_gene_and_most_of_their_junction():
     chains = [
         chain("CAAAAAAAAW"),
         chain("CCCAAAAAAW"),  # 8 of 10 residues equal
-        chain("CCCCAAAAAW"),  # 7 of 10: another clone, but for the chain before it
+        chain("CCCCAAAAAW"),  # 7 of 10 equal to the first, but 9 of 10 equal to the chain before it
         chain("CAAAAAAAAW", "IGHV9-9"),  # another gene
         chain("CAAAAAAAW"),  # another length
         chain("DDDDDDDDDD"),
@@ -104,15 +104,16 @@ def made_chains(num_clones, seed=0):
 def test_no_clone_is_in_two_splits(tmp_path, monkeypatch):
     monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
     chains = made_chains(60)
-    monkeypatch.setattr(protein, "_vh", lambda: [one for _, one in chains])
-    clone = {one.residues: number for number, one in chains}
+    monkeypatch.setattr(protein, "_vh", lambda: [heavy for _, heavy in chains])
+    clone = {heavy.residues: number for number, heavy in chains}
     data, halves = prepare_proteins("vh"), [prepare_proteins(f"vh:{half}") for half in ("first", "second")]
     parts = [list(itertools.chain.from_iterable(part.train)) for part in halves] + [data.validation, data.test]
     clones = [{clone[residues] for residues in part} for part in parts]
-    assert [len(found) for found in clones] == [24, 24, 6, 6]
+    assert [len(numbers) for numbers in clones] == [24, 24, 6, 6]
     assert set.union(*clones) == set(range(60))
     assert all(len({clone[residues] for residues in members}) == 1 for members in data.train)
-    assert sorted(parts[0] + parts[1]) == sorted(one for one, n in clone.items() if n in clones[0] | clones[1])
+    train = [residues for residues, number in clone.items() if number in clones[0] | clones[1]]
+    assert sorted(parts[0] + parts[1]) == sorted(train)
     monkeypatch.setattr(protein, "clones_of", None)  # the cache is used
     assert prepare_proteins("vh") == data
 
@@ -123,10 +124,10 @@ def test_the_asset_has_the_documented_numbers():
     chains = protein._vh()
     assert (len(chains), len(set(clones_of(chains)))) == (1340, 998)
     assert (len(data.train), len(data.validation), len(data.test)) == (798, 100, 100)
-    train, held_out = [one for members in data.train for one in members], data.validation + data.test
+    train, held_out = [residues for members in data.train for residues in members], data.validation + data.test
     assert [(min(map(len, part)), max(map(len, part))) for part in (train, data.test)] == [(112, 141), (118, 136)]
-    by_residues = {one.residues: one for one in chains}
-    for one, other in itertools.product((by_residues[residues] for residues in train), map(by_residues.get, held_out)):
-        if one.v_genes & other.v_genes and len(one.junction) == len(other.junction):
-            num_equal = sum(a == b for a, b in zip(one.junction, other.junction, strict=True))
-            assert num_equal < 0.8 * len(one.junction)
+    by_residues = {heavy.residues: heavy for heavy in chains}
+    for first, second in itertools.product(map(by_residues.get, train), map(by_residues.get, held_out)):
+        if first.v_genes & second.v_genes and len(first.junction) == len(second.junction):
+            num_equal = sum(a == b for a, b in zip(first.junction, second.junction, strict=True))
+            assert num_equal < 0.8 * len(first.junction)

@@ -1,3 +1,5 @@
+"""Assets: pinned archives, their extraction and verification, and fetches that fail."""
+
 import hashlib
 import inspect
 import json
@@ -114,7 +116,7 @@ def test_an_absolute_member_is_refused(serve, cache):
     assert leftovers(cache) == []
 
 
-def test_unpacking_is_bounded(serve, cache, monkeypatch):
+def test_an_archive_that_unpacks_to_too_many_bytes_is_refused(serve, cache, monkeypatch):
     monkeypatch.setattr(archives, "MAX_EXTRACTED_BYTES", 8)  # both members have 9
     serve(zip_bytes(FILES))
     with pytest.raises(DidiError, match=r"may unpack to 8 bytes; 'deep/b.txt' goes beyond"):
@@ -145,17 +147,17 @@ def test_an_interrupted_fetch_leaves_nothing_and_can_be_repeated(serve, cache, m
     assert registry.num_downloads == 2
 
 
-def test_an_archive_copied_by_hand_needs_no_client(serve, cache):
+def test_an_archive_that_the_user_copied_is_not_downloaded(serve, cache):
     registry = serve(zip_bytes(FILES))
-    by_hand = cache / "archives" / "tiny-1.whl"
-    by_hand.parent.mkdir(parents=True)
-    by_hand.write_bytes(b"half of it")
+    copied = cache / "archives" / "tiny-1.whl"
+    copied.parent.mkdir(parents=True)
+    copied.write_bytes(b"half of it")
     with pytest.raises(DidiError, match="put the right archive at"):
         fetch("tiny")
-    by_hand.write_bytes(registry.data)
+    copied.write_bytes(registry.data)
     fetch("tiny")
     assert registry.num_downloads == 0
-    assert by_hand.exists()
+    assert copied.exists()
 
 
 def test_verify_detects_a_changed_member_and_fetch_repairs_a_truncated_one(serve):
@@ -209,7 +211,7 @@ def test_concurrent_fetches_agree(cache):
     assert len(leftovers(cache)) == 22
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_an_unknown_name_is_refused_with_the_nearest_name():
     for function in (fetch, verify, is_cached):
         with pytest.raises(UsageError, match="got 'newz'; did you mean 'news'"):
             function("newz")

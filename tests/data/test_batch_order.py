@@ -1,11 +1,9 @@
-"""The order in which rows are used."""
+"""The order of rows in batches: every row once in an epoch, by seed and step."""
 
 import pytest
 import torch
 
-from didi.data.text import (
-    BatchOrder,
-)
+from didi.data.text import BatchOrder
 from didi.errors import UsageError
 
 

@@ -1,4 +1,4 @@
-"""BLAST protein databases that the tests write byte by byte."""
+"""Reading of BLAST protein databases, which the tests write byte by byte."""
 
 import struct
 

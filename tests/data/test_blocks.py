@@ -1,4 +1,4 @@
-"""Layouts of the rows of text, which distillation and evaluation take from the teacher."""
+"""Layouts of rows of text; distillation and evaluation use that of the teacher."""
 
 from dataclasses import replace
 

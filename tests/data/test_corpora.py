@@ -1,4 +1,4 @@
-"""Readers of corpora."""
+"""Readers of corpora: named ones, local files and data sets of the Hub."""
 
 import sys
 from types import SimpleNamespace
@@ -68,12 +68,12 @@ BOM = b"\xef\xbb\xbf"
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("mark", [b"", BOM, BOM + b"\n", BOM * 2])
 def test_byte_order_marks_are_dropped_and_line_ends_normalised(tmp_path, mark, end):
-    text, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    plain, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
     # As in concatenated files, the second mark is in the middle.
-    text.write_bytes(end.join([mark + b"one", b"two", b"", BOM + b"three", b" ", b"four" + BOM]))
-    assert load_documents(str(text)) == ["one\ntwo", "three", "four\ufeff"]
-    text.write_bytes(end.join([mark + b"one", b"", b"two<|endoftext|>" + BOM + b"three"]))
-    assert load_documents(str(text)) == ["one\n\ntwo", "three"]
+    plain.write_bytes(end.join([mark + b"one", b"two", b"", BOM + b"three", b" ", b"four" + BOM]))
+    assert load_documents(str(plain)) == ["one\ntwo", "three", "four\ufeff"]
+    plain.write_bytes(end.join([mark + b"one", b"", b"two<|endoftext|>" + BOM + b"three"]))
+    assert load_documents(str(plain)) == ["one\n\ntwo", "three"]
     lines.write_bytes(end.join([mark[:3] + b'{"text": "one\\r\\ntwo\\rthree"}', b"", b'{"text": "\\ufeff four"}']))
     assert load_documents(str(lines)) == ["one\ntwo\nthree", "four"]
 
@@ -116,7 +116,7 @@ def test_a_surrogate_pair_in_json_is_one_character(tmp_path):
         ("missing.txt", None, "must be an existing file"),
     ],
 )
-def test_a_bad_file_is_a_usage_error(tmp_path, name, content, message):
+def test_a_file_that_is_not_a_corpus_is_refused(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=message):

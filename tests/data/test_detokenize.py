@@ -1,4 +1,4 @@
-"""Every rule of every corpus; expected values are from the published functions."""
+"""Detokenisation: every rule of every corpus; expected values are from the published functions."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from didi.data.detokenize import LAMBADA, LM1B, PTB, SCIENTIFIC_PAPERS, WIKITEXT
         ("mr. <unk> said", "mr. ? said"),
     ],
 )
-def test_ptb(tokenised, text):
+def test_the_rules_of_ptb_are_applied(tokenised, text):
     assert detokenized(tokenised, PTB) == text
 
 
@@ -38,7 +38,7 @@ def test_ptb(tokenised, text):
         ("the ship 's crew", "the ship's crew"),
     ],
 )
-def test_wikitext(tokenised, text):
+def test_the_rules_of_wikitext_are_applied(tokenised, text):
     assert detokenized(tokenised, WIKITEXT) == text
 
 
@@ -56,14 +56,14 @@ def test_wikitext(tokenised, text):
         ("$ 5 or £ 4", "$5 or £4"),
     ],
 )
-def test_lm1b(tokenised, text):
+def test_the_rules_of_lm1b_are_applied(tokenised, text):
     assert detokenized(tokenised, LM1B) == text
 
 
 @pytest.mark.parametrize(
     ("tokenised", "text"), [("  “ Well , ” he said \n", '\n" Well , " he said'), ("", "\n"), ("\n \n", "\n")]
 )
-def test_lambada(tokenised, text):
+def test_the_rules_of_lambada_are_applied(tokenised, text):
     assert detokenized(tokenised, LAMBADA) == text
 
 
@@ -74,5 +74,5 @@ def test_lambada(tokenised, text):
         ("the method 's error , $ 5 .", "the method's error, $5."),
     ],
 )
-def test_scientific_papers_take_the_rules_of_both(tokenised, text):
+def test_scientific_papers_have_the_rules_of_wikitext_and_lm1b(tokenised, text):
     assert detokenized(tokenised, SCIENTIFIC_PAPERS) == text

@@ -1,3 +1,5 @@
+"""Corpus prose: uniform typography, readers of its sources, near copies and caps."""
+
 import gzip
 import json
 import struct
@@ -24,7 +26,7 @@ def serve(monkeypatch, module, folder):
     monkeypatch.setattr(module, "fetch", lambda name: folder)
 
 
-# One typography
+# Typography
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_brown_quotation_marks_follow_the_punctuation():
 
 
 def module(folder, *blocks):
-    """Write a compressed commentary; an empty block stands for a missing chapter."""
+    """Write a compressed SWORD module; an empty block is a missing chapter."""
     index, data = b"", b""
     for block in blocks:
         packed = zlib.compress(block.encode()) if block else b""
@@ -118,7 +120,7 @@ def test_a_damaged_module_is_an_error(tmp_path):
             read_blocks(tmp_path, "ot")
 
 
-def test_a_psalm_gives_an_exposition_and_notes_in_plain_text(monkeypatch, tmp_path):
+def test_a_psalm_has_two_sections_of_plain_text_exposition_and_notes(monkeypatch, tmp_path):
     def paragraph(text):
         return f'<div sID="g1" type="x-p"/> {text} <div eID="g1" type="x-p"/>'
 
@@ -164,7 +166,7 @@ def test_bbc_articles_keep_their_headline_and_occur_once(monkeypatch, tmp_path):
     assert load_documents("bbc") == readers.bbc_articles() == ["Head\n\nBody here.", "Title\n\nA £5m deal."]
 
 
-def test_wiki_leads_without_formulas_or_gaps(monkeypatch, tmp_path):
+def test_wiki_leads_are_long_and_have_no_gaps_of_formulas(monkeypatch, tmp_path):
     leads = {
         "Haiku": f"Haiku  is a type of  poetry,, c.\n14 lines. {LONG}",
         "Field": f"{LONG} The degree of  is finite, denoted by , as it must be.",
@@ -211,7 +213,7 @@ the State** , p. 33] {LONG}
     ]
 
 
-# The union
+# All sources together
 
 
 def test_near_copies_of_earlier_documents_are_dropped():
@@ -238,7 +240,7 @@ def test_a_copy_is_detected_after_others_quoted_the_original():
     assert without_copies(documents) == documents[:-1]
 
 
-def test_caps_hold_together_and_do_not_depend_on_the_order():
+def test_every_source_is_within_its_cap_in_any_order_of_the_documents():
     documents = [(source, f"{source}{index:03}" + "x" * 96) for source in "abc" for index in range(40)]
     kept = capped(documents, {"b": 0.2, "c": 0.3})
     counts = [sum(source == name for source, _ in kept) for name in "abc"]
@@ -278,7 +280,7 @@ def test_every_source_of_prose_is_a_corpus():
 
 
 @pytest.mark.network
-def test_the_real_prose(monkeypatch):
+def test_the_prose_corpus_has_the_documented_size_and_no_markup():
     documents = prose_documents()
     sizes = {source: sum(len(text) for name, text in documents if name == source) for source in SOURCES}
     total = sum(sizes.values())

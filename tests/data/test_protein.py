@@ -58,7 +58,7 @@ def test_cleaning_keeps_distinct_standard_proteins_of_fitting_lengths():
         standard_proteins(sequences, min_length=9, max_length=8)
 
 
-def test_an_unknown_corpus_is_refused(tmp_path):
+def test_an_unknown_corpus_and_one_of_short_proteins_only_are_refused(tmp_path):
     with pytest.raises(UsageError, match="a corpus of proteins is one of swissprot, uniprot, vh, or a file"):
         load_proteins("swisprot")
     (tmp_path / "short.fasta").write_text(">one\nMKT\n")
@@ -96,7 +96,7 @@ def test_clusters_that_cannot_be_split_are_refused():
         split_by_cluster([0, 1], validation=0.5, test=0.5)
 
 
-def test_a_missing_program_is_reported_with_the_remedy(monkeypatch):
+def test_a_missing_program_is_reported_with_its_installation(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
         DidiError, match="mmseqs, which is not on PATH: install it, on Debian by apt-get install mmseqs2"
@@ -106,7 +106,7 @@ def test_a_missing_program_is_reported_with_the_remedy(monkeypatch):
 
 @needs_mmseqs
 @pytest.mark.slow
-def test_relatives_share_a_cluster_and_a_split(tmp_path, monkeypatch):
+def test_mutated_copies_of_a_protein_share_a_cluster_and_a_split(tmp_path, monkeypatch):
     monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
     families = random_proteins(30, 100)
     proteins = [mutated(residues, 10, 31 * n + copy) for n, residues in enumerate(families) for copy in range(3)]
@@ -132,7 +132,7 @@ def test_relatives_share_a_cluster_and_a_split(tmp_path, monkeypatch):
 # --- batches ----------------------------------------------------------------
 
 
-def test_a_canvas_frames_and_pads():
+def test_a_canvas_has_begin_and_end_symbols_and_padding():
     canvas = protein_canvas(["LAG", "C"])
     assert canvas.tokens.tolist() == [[0, 4, 5, 6, 2], [0, 23, 2, 1, 1]]
     assert canvas.is_free.tolist() == [[False, True, True, True, False], [False, True, False, False, False]]
@@ -182,12 +182,12 @@ def test_an_epoch_has_one_random_member_of_each_cluster():
     counts = Counter[str]()
     for epoch in range(400):
         rows = [buckets.batch(2 * epoch + number) for number in range(2)]
-        drawn = [one for batch in rows for one in texts.decode_batch(batch.tolist())]
-        assert sorted(one[0] for one in drawn) == list("ACDEFGHIKL")
+        drawn = [residues for batch in rows for residues in texts.decode_batch(batch.tolist())]
+        assert sorted(residues[0] for residues in drawn) == list("ACDEFGHIKL")
         counts.update(drawn)
     for members in clusters:
         expected = 400 / len(members)
-        assert all(abs(counts[one] - expected) <= 4 * expected**0.5 for one in members)
+        assert all(abs(counts[residues] - expected) <= 4 * expected**0.5 for residues in members)
 
 
 def test_a_batch_of_more_proteins_than_there_are_clusters_is_refused():

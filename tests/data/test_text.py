@@ -1,3 +1,5 @@
+"""Corpora of text: splits, tokenizers, packing and the cache of packed rows."""
+
 import json
 from types import SimpleNamespace
 
@@ -6,23 +8,12 @@ import torch
 
 from didi.data import corpora, text
 from didi.data.corpora import EOS
-from didi.data.text import (
-    MASK,
-    load_tokenizer,
-    pack,
-    prepare_text,
-    split_documents,
-    train_tokenizer,
-)
+from didi.data.text import MASK, load_tokenizer, pack, prepare_text, split_documents, train_tokenizer
 from didi.errors import DidiError, UsageError
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 DOCUMENTS = [f"The {animal} number {number} sat on the mat." for number in range(40) for animal in ("cat", "dog")]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +38,7 @@ def test_splits_are_disjoint_and_complete():
 
 
 @pytest.mark.parametrize(("validation", "test"), [(-0.1, 0.0), (0.0, -0.1), (0.5, 0.5), (0.0, 1.0)])
-def test_shares_must_leave_a_training_document(validation, test):
+def test_shares_that_leave_no_training_document_are_refused(validation, test):
     with pytest.raises(UsageError, match="leave a document to train on"):
         split_documents(DOCUMENTS, validation=validation, test=test)
 
@@ -97,7 +88,7 @@ def test_gpt2_keeps_its_ids_and_gets_a_mask(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "{}"])
-def test_a_bad_tokenizer_file_is_a_usage_error(tmp_path, content):
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path, content):
     if content:
         (tmp_path / "x.json").write_text(content)
     with pytest.raises(UsageError, match=r"must be a tokenizer.json"):
@@ -139,9 +130,7 @@ def test_too_little_text_gives_no_row(tokenizer):
     assert pack([], tokenizer, 8).shape == (0, 8)
 
 
-def test_packing_needs_a_length_and_eos(tokenizer):
-    with pytest.raises(UsageError, match="got length 0"):
-        pack(DOCUMENTS, tokenizer, 0)
+def test_packing_with_a_tokenizer_without_eos_is_refused():
     with pytest.raises(UsageError, match="this one has none"):
         pack(DOCUMENTS, text.Tokenizer(text.models.BPE()), 8)
 
@@ -168,7 +157,7 @@ def test_a_corpus_is_prepared_once(monkeypatch, corpus, cache):
     assert len(list((cache / "text").glob("[!.]*"))) == 1
 
 
-def test_every_argument_gives_another_cache_entry(corpus, tmp_path, cache, tokenizer):
+def test_every_argument_has_its_own_cache_entry(corpus, tmp_path, cache, tokenizer):
     prepare_text(corpus, length=8, vocab_size=300)
     prepare_text(corpus, length=9, vocab_size=300)
     prepare_text(corpus, length=8, vocab_size=299)
@@ -194,7 +183,7 @@ def test_gpt2_is_the_default_tokenizer(monkeypatch, corpus, tokenizer):
 
 
 @pytest.mark.network
-def test_the_news_are_real(tmp_path):
+def test_the_news_corpus_has_the_documented_size():
     data = prepare_text("news", length=128, vocab_size=4096)
     assert data.train.shape == (23_702, 128)
     assert data.train.max() == 4094

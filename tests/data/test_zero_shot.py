@@ -1,4 +1,7 @@
+"""Corpora of zero-shot likelihoods: their names, stand-ins and detokenisation."""
+
 import bz2
+import sys
 
 import pytest
 
@@ -14,7 +17,7 @@ def test_the_seven_corpora_of_table_7_have_hub_names():
     assert len(STAND_INS) == 7
 
 
-def test_names_are_of_the_hub_a_stand_in_or_a_file(monkeypatch, tmp_path):
+def test_a_name_is_that_of_a_hub_corpus_a_stand_in_or_a_file(monkeypatch):
     monkeypatch.setattr(zero_shot, "load_documents", lambda name, **_: [name])
     monkeypatch.setattr(zero_shot, "hub_texts", lambda place: [place])
     assert zero_shot_documents("ptb") == ["ptb-text-only/ptb_text_only:validation#sentence"]
@@ -62,7 +65,7 @@ def test_markup_is_stripped_from_articles(monkeypatch, tmp_path):
     monkeypatch.setattr(zero_shot, "fetch", lambda _: tmp_path)
     (text,) = zero_shot_documents("wiki")
     assert text.startswith("Bold text with a shown link and .\n\nMore words.")
-    monkeypatch.setitem(__import__("sys").modules, "mwparserfromhell", None)
+    monkeypatch.setitem(sys.modules, "mwparserfromhell", None)
     with pytest.raises(DidiError, match="pip install"):
         zero_shot_documents("wiki")
 

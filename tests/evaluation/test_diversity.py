@@ -1,3 +1,5 @@
+"""Entropies, distinct n-grams, repetition and self-BLEU of token sequences."""
+
 import math
 from collections import Counter
 
@@ -47,12 +49,12 @@ def test_entropy_is_zero_for_one_token_and_log_length_for_all_distinct():
     assert token_entropy(tokens).tolist() == pytest.approx([0, math.log(8)], abs=1e-12)
 
 
-def test_identical_diverse_samples_show_in_the_corpus_figures_only():
-    alike = torch.arange(16).repeat(4, 1)
+def test_copies_of_a_diverse_sequence_lower_the_measures_of_the_corpus_only():
+    copies = torch.arange(16).repeat(4, 1)
     different = torch.arange(64).view(4, 16)
-    assert torch.equal(token_entropy(alike), token_entropy(different))
-    assert [corpus_entropy(alike), corpus_entropy(different)] == pytest.approx([math.log(16), math.log(64)])
-    assert distinct_n(alike) == 0.25
+    assert torch.equal(token_entropy(copies), token_entropy(different))
+    assert [corpus_entropy(copies), corpus_entropy(different)] == pytest.approx([math.log(16), math.log(64)])
+    assert distinct_n(copies) == 0.25
     assert distinct_n(different) == 1.0
 
 
@@ -60,14 +62,15 @@ def test_pairs_do_not_cross_sequences():
     assert bigram_entropy(torch.tensor([[0, 1], [0, 1]])) == pytest.approx(0)
 
 
-def test_narrow_integer_types_do_not_overflow(tokens):
-    if int(tokens.max()) < 128:
-        assert distinct_n(tokens.to(torch.int8), 4) == distinct_n(tokens, 4)
-        assert torch.equal(token_entropy(tokens.to(torch.int8)), token_entropy(tokens))
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+def test_narrow_integer_types_do_not_overflow(dtype):
+    tokens = torch.randint(torch.iinfo(dtype).max, (50, 60), generator=torch.Generator().manual_seed(2))
+    assert distinct_n(tokens.to(dtype), 2) == distinct_n(tokens, 2)
+    assert torch.equal(token_entropy(tokens.to(dtype)), token_entropy(tokens))
 
 
 @pytest.mark.parametrize("n", [0, 4])
-def test_n_beyond_the_sequence_is_refused(n):
+def test_an_n_outside_1_to_the_length_is_refused(n):
     with pytest.raises(ValueError, match=f"got {n}"):
         distinct_n(torch.zeros(2, 3, dtype=torch.long), n)
 

@@ -1,4 +1,7 @@
+"""Ratio of perplexities at equal entropy, with its bootstrap interval."""
+
 import math
+import statistics
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ def sequences(log_perplexity, entropy, *, n=200, spread=0.2, seed=0):
     return per_sequence(Scores(num_tokens * (log_perplexity + noise[0]), num_tokens), entropy + 0.1 * noise[1])
 
 
-def test_the_ratio_is_read_at_the_entropy_of_the_samples_whatever_the_order_of_the_sweep():
+def test_the_sweep_is_interpolated_at_the_entropy_of_the_samples_in_any_order():
     exact = {"n": 3, "spread": 0.0}
     samples, low, high = sequences(5.0, 4.25, **exact), sequences(4.0, 4.0, **exact), sequences(6.0, 5.0, **exact)
     expected = math.exp(5.0 - 4.5)  # a quarter of the way from 4 to 6
@@ -27,13 +30,16 @@ def test_the_ratio_is_read_at_the_entropy_of_the_samples_whatever_the_order_of_t
 
 
 @pytest.mark.slow
-def test_the_interval_covers_the_ratio_as_often_as_it_says():
-    hits = 0
+def test_the_interval_covers_the_ratio_with_its_level():
+    num_covered, ratios, widths = 0, [], []
     for trial in range(60):
         sets = [sequences(*at, seed=3 * trial + i) for i, at in enumerate([(5.0, 4.5), (4.0, 4.0), (6.0, 5.0)])]
-        _, (low, high) = ratio_at_equal_entropy(sets[0], sets[1:], num_resamples=200, seed=trial)
-        hits += low <= 1 <= high
-    assert 51 <= hits <= 60  # 57 are expected
+        ratio, (low, high) = ratio_at_equal_entropy(sets[0], sets[1:], num_resamples=200, seed=trial)
+        num_covered += low <= 1 <= high
+        ratios.append(ratio)
+        widths.append(high - low)
+    assert num_covered >= 51  # 57 of 60 are expected
+    assert statistics.fmean(widths) == pytest.approx(2 * 1.96 * statistics.stdev(ratios), rel=0.25)
 
 
 def test_sets_are_resampled_independently():

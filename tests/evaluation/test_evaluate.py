@@ -1,3 +1,5 @@
+"""Evaluation of bundles: rows, refused arguments, written files and divergences."""
+
 import json
 import math
 
@@ -45,7 +47,7 @@ def test_each_role_sampler_and_number_of_moves_has_a_row_and_the_baseline_has_on
     assert rows[1].nelbo == rows[2].nelbo != exact
 
 
-def test_the_default_beside_the_sampler_that_it_stands_for_has_one_row(bundle):
+def test_the_default_sampler_and_its_name_give_one_row_together(bundle):
     options = [SamplingOptions(temperature=value) for value in (1.0, 0.5)]
     rows = plan_rows(bundle, "teacher", ["default", "ancestral", "confidence"], [1, 3], options)
     assert [(settings.temperature, settings.sampler, nfe) for _, settings, nfe in rows] == [
@@ -62,12 +64,12 @@ class UnusedJudge:
 
 
 def test_what_cannot_be_sampled_is_refused_before_any_work(bundle):
-    for arguments in (
-        {"sampler": ["ancestral", "guided"]},
-        {"role": ["teacher", "student"]},
-        {"data": torch.full((2, LENGTH), 33)},
+    for arguments, message in (
+        ({"sampler": ["ancestral", "guided"]}, "needs a discriminator"),
+        ({"role": ["teacher", "student"]}, "has no student"),
+        ({"data": torch.full((2, LENGTH), 33)}, "token ids from 0 to 32, .* got 33"),
     ):
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match=message):
             evaluate(bundle, nfe=[1], num_samples=1, judge=UnusedJudge(), **arguments)
 
 
@@ -85,13 +87,13 @@ class InterruptedJudge:
 
 
 @pytest.mark.slow
-def test_rows_that_were_measured_outlive_an_interruption(bundle, tmp_path):
+def test_rows_measured_before_an_interruption_are_kept(bundle, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(bundle, role="teacher", nfe=[1, 2], num_samples=2, judge=InterruptedJudge(), out=tmp_path)
     assert [row["nfe"] for row in json.loads((tmp_path / "metrics.json").read_text())] == [1]
 
 
-def test_an_exact_judge_brings_the_divergences_of_pairs_and_triples_and_another_none(bundle):
+def test_rows_of_exact_judges_have_divergences_of_pairs_and_triples_and_other_rows_have_none(bundle):
     data = JUDGE.chain.sample(50, LENGTH, torch.Generator().manual_seed(1))
     order = torch.randperm(50, generator=named_generator(0, "data"))  # of the evaluation; triples depend on it
     exact, other = evaluate(bundle, nfe=(), data=data, num_samples=50, judge=[JUDGE, ConstantJudge()])
@@ -124,11 +126,11 @@ def short_fits(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle, short_fits, tmp_path):
+def test_a_row_has_its_joint_divergence_and_log_ratios_are_written(bundle, short_fits, tmp_path):
     (row,) = evaluate(bundle, role="teacher", nfe=[1], num_samples=16, judge=JUDGE, joint=True, out=tmp_path)
-    (kept,) = read_sets(tmp_path)
+    (written,) = read_sets(tmp_path)
     assert row.joint_reference == "markov"
-    assert row.joint_kl == pytest.approx(float(kept.log_ratios.mean()))
+    assert row.joint_kl == pytest.approx(float(written.log_ratios.mean()))
     assert row.joint_kl_ci[0] <= row.joint_kl <= row.joint_kl_ci[1]
     report = (tmp_path / "report.md").read_text()
     assert "joint KL [95% CI]" in report
@@ -137,14 +139,15 @@ def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle
 
 
 @pytest.mark.slow
-def test_a_joint_divergence_is_measured_from_the_named_network_or_else_the_bundles_own(bundle, short_fits):
+def test_the_reference_of_a_joint_divergence_is_the_named_network_or_else_that_of_the_bundle(bundle, short_fits):
     settings = {"role": "teacher", "nfe": [1], "num_samples": 16, "judge": ConstantJudge()}
     text = Bundle(**{**vars(bundle), "provenance": {}})
     own = evaluate(text, joint=True, **settings)[0]
     named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="baseline")
     other = evaluate(text, joint=named, **settings)[0]
     assert (own.joint_reference, other.joint_reference) == (text.name, "baseline")
-    assert evaluate(bundle, joint=True, **settings)[0].joint_reference == "markov"  # its world is known
+    # The exact chain of the corpus is preferred to a network.
+    assert evaluate(bundle, joint=True, **settings)[0].joint_reference == "markov"
     assert own.joint_kl == other.joint_kl
 
 

@@ -1,4 +1,4 @@
-"""Exact distributions of samplers, against sums over all paths and against the samplers themselves."""
+"""Exact distributions of samplers, compared with sums over all paths and with samples."""
 
 import itertools
 import math
@@ -93,7 +93,7 @@ def test_the_posterior_of_the_chain_is_that_of_its_sequences():
 
 
 @pytest.mark.slow
-def test_more_moves_of_the_perfect_teacher_come_closer_to_the_data():
+def test_more_moves_of_the_perfect_teacher_lower_its_divergences_from_the_data():
     states, chain = States(4, 4), exact_chain()
     log_q, posterior = chain.log_likelihood(states.clean), chain_predictions(chain, states)
     divergences = [
@@ -116,7 +116,7 @@ def marginals_cross_entropy(states, chain):
     return -float((p * chain.log_likelihood(states.clean)).sum())
 
 
-def test_divergences_of_known_distributions():
+def test_divergences_of_known_distributions_are_those_by_hand():
     p, q = torch.tensor([0.5, 0.5, 0]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
     divergences = exact_divergences(p, q.log())
     assert divergences.kl == pytest.approx(0.5 * math.log(2))
@@ -131,7 +131,7 @@ def test_divergences_of_known_distributions():
 
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 3])
-def test_a_choice_among_candidates_is_the_sum_over_all_of_them(num_candidates):
+def test_the_distribution_of_the_chosen_candidate_is_the_sum_over_all_draws(num_candidates):
     generator = torch.Generator().manual_seed(1)
     probs = torch.rand(2, 4, generator=generator, dtype=torch.float64)
     probs /= probs.sum(1, keepdim=True)
@@ -188,10 +188,12 @@ def test_the_distribution_is_that_of_the_samples(name, is_time_conditioned, make
     assert float(p.sum()) == pytest.approx(1, abs=1e-9)
     assert chi_square(drawn, p) > 1e-3
     plain = ExactRows(bundle).distribution(2, SamplingOptions(), 3)
-    assert name == "ancestral" or float((p - plain).abs().sum()) > 0.005  # the setting shows
+    assert name == "ancestral" or float((p - plain).abs().sum()) > 0.005  # the setting has an effect
 
 
-def test_tilts_read_the_time_before_a_move_and_rewards_the_time_after_it(make_dit, make_discriminator, monkeypatch):
+def test_tilts_use_the_time_before_a_move_and_weights_of_candidates_the_time_after_it(
+    make_dit, make_discriminator, monkeypatch
+):
     teacher = make_dit(vocab_size=3, length=2)
     exact = ExactRows(Bundle(teacher=teacher, discriminator=make_discriminator(teacher)))
     times = {"tilted_logits": [], "log_weights": []}
@@ -261,7 +263,7 @@ def test_a_student_of_few_moves_can_be_far_closer_than_its_teacher():
 
 @pytest.fixture
 def small_bundle(make_dit):
-    """A random teacher and student of the exact world's symbols, of 4 positions."""
+    """A random teacher and student of 4 positions, with the symbols of corpus ``exact``."""
     networks = {"teacher": make_dit(seed=1, vocab_size=5, length=4), "student": make_dit(vocab_size=5, length=4)}
     tokenizer = open_source("exact", length=4).tokenizer
     return Bundle(**networks, tokenizer=tokenizer, provenance={"corpus": "exact"})
@@ -298,7 +300,7 @@ def test_rows_of_an_exact_judge_have_the_divergences_of_their_sampler(small_bund
 
 
 @pytest.mark.slow
-def test_the_judge_exact_is_that_of_the_bundles_own_world(make_dit, small_bundle):
+def test_the_judge_exact_is_the_chain_of_the_corpus_of_the_bundle(make_dit, small_bundle):
     large = Bundle(teacher=make_dit(vocab_size=33, length=5), provenance={"corpus": "markov"})
     (row,) = evaluate(large, nfe=[1], num_samples=4, judge="exact")
     assert (row.judge, math.isnan(row.kl)) == ("markov", True)  # 33^5 states

@@ -1,4 +1,4 @@
-"""The distribution of a one-step sampler against a sum over initial states, and the bias of drawn noise."""
+"""The distribution of a one-step sampler is the mean over initial states; drawn noise biases its divergence."""
 
 import itertools
 import math
@@ -26,14 +26,14 @@ def bundle(make_dit):
 
 
 @pytest.mark.parametrize(("ratio", "num"), [(1.0, 1), (0.6, 6), (0.3, 12)])
-def test_the_initial_states_are_all_masks_and_tokens(ratio, num):
+def test_initial_states_are_all_choices_of_masked_positions_and_tokens(ratio, num):
     states = initial_states(ratio, NUM, LENGTH)
     assert len(states) == len({tuple(row) for row in states.tolist()}) == num
     assert ((states == NUM).sum(1) == round(ratio * LENGTH)).all()
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.6, 0.3])
-def test_without_noise_it_is_the_sum_over_initial_states(bundle, ratio):
+def test_without_noise_the_distribution_is_the_mean_over_initial_states(bundle, ratio):
     size, expected = round(ratio * LENGTH), torch.zeros(len(CLEAN), dtype=torch.float64)
     starts = [z for z in itertools.product(range(NUM + 1), repeat=LENGTH) if z.count(NUM) == size]
     for z in starts:
@@ -56,7 +56,7 @@ def test_the_noise_is_drawn_equally_often_for_each_initial_state(bundle, monkeyp
 
 
 @pytest.mark.slow
-def test_drawn_noise_biases_the_divergence_upwards_by_the_noted_amount(bundle, monkeypatch):
+def test_drawn_noise_biases_the_divergence_upwards_by_the_amount_in_its_note(bundle, monkeypatch):
     noisy, chain = replace(bundle, initial_state=InitialState(0.5, 0.9)), MarkovChain(NUM, successor_probs=(0.6, 0.3))
     divergences = {}
     for rows in (24, 2**14):
@@ -65,5 +65,6 @@ def test_drawn_noise_biases_the_divergence_upwards_by_the_noted_amount(bundle, m
     assert noise_draws(12) == math.ceil(2**14 / 12 / 2) * 2
     few, many = (float(each.note.split("about ")[1].split()[0]) for each in divergences.values())
     assert few > 10 * max(many, 1e-6)
-    assert 0.25 * few < divergences[24].kl - divergences[2**14].kl < 4 * few  # an estimate from two halves
+    # The note is an estimate from two halves of the draws.
+    assert 0.25 * few < divergences[24].kl - divergences[2**14].kl < 4 * few
     assert ExactRows(bundle)(chain, SamplingOptions(), 1).note == ""

@@ -1,4 +1,4 @@
-"""The enumerated states, and the parts of an exact distribution that a first move leaves out."""
+"""The enumerated states, and a first move, which only needs the fully masked state."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SMALL = States(num_symbols=2, length=3)
 def test_a_first_move_starts_from_the_fully_masked_state_alone(make_dit):
     network, t = make_dit(vocab_size=3, length=3, is_time_conditioned=True), torch.tensor(1.0).double()
     whole, first = (network_predictions(network, Absorbing(2), SMALL, t, is_first=value) for value in (False, True))
-    torch.testing.assert_close(first[-1], whole[-1], atol=1e-6, rtol=1e-5)  # batches of another size
+    torch.testing.assert_close(first[-1], whole[-1], atol=1e-6, rtol=1e-5)  # rounding depends on the batch size
     assert not first[:-1].any()
     rows = SMALL.by_pattern(whole)
     assert [number for number, _ in successor_probs(SMALL, 0.5, rows)] == list(range(8))

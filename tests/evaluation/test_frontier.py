@@ -1,3 +1,5 @@
+"""Bootstrap intervals of means and perplexities, and perplexity at equal entropy."""
+
 import math
 
 import pytest
@@ -16,8 +18,8 @@ from didi.evaluation.perplexity import Scores, perplexity
 NUM_TRIALS = 200
 
 
-def coverage(intervals, truth):
-    return sum(low <= truth <= high for low, high in intervals) / len(intervals)
+def coverage(intervals, expected):
+    return sum(low <= expected <= high for low, high in intervals) / len(intervals)
 
 
 @pytest.mark.slow
@@ -65,12 +67,12 @@ def test_intervals_are_reproducible_and_widen_with_the_level():
     assert lower < low < high < higher
 
 
-def test_empty_texts_cannot_turn_the_interval_into_nan():
+def test_the_interval_is_finite_if_most_texts_are_empty():
     scores = Scores(torch.tensor([0.0, 0.0, 4.0], dtype=torch.float64), torch.tensor([0, 0, 2]))
     assert perplexity_interval(scores) == pytest.approx((perplexity(scores), perplexity(scores)))
 
 
-def test_one_sequence_has_no_spread():
+def test_the_interval_of_one_sequence_is_its_value():
     low, high = mean_interval(torch.tensor([2.5], dtype=torch.float64))
     assert low == high == 2.5
 
@@ -86,7 +88,7 @@ def test_no_sequences_are_refused():
         mean_interval(torch.ones(0, dtype=torch.float64))
 
 
-def test_a_sweep_is_read_between_its_points_and_never_beyond_them():
+def test_a_sweep_is_interpolated_between_its_points_and_nan_beyond_them():
     sweep = [(4.0, 100.0), (3.0, 10.0), (5.0, 400.0)]
     assert perplexity_at_entropy(sweep, 3.5) == pytest.approx(math.sqrt(1000))
     assert perplexity_at_entropy(sweep, 4.5) == pytest.approx(200)
@@ -101,7 +103,7 @@ def test_the_ratio_of_two_frontiers_is_the_area_between_them():
     assert frontier_ratio(base, base) == (1, (4, 5))
     half = [(entropy, ppl / 2) for entropy, ppl in base]
     assert frontier_ratio(half, base)[0] == pytest.approx(0.5)
-    # A log-gap that falls from 0 to -2 over the first half of the shared range and stays there: -1.5 on the mean.
+    # A log-gap that falls from 0 to -2 over the first half of the shared range and stays there: -1.5 on average.
     bent = [(4.0, 100.0), (4.5, math.sqrt(1e5) / math.e**2), (5.0, 1000 / math.e**2), (6.0, 1.0)]
     ratio, shared = frontier_ratio(bent, base)
     assert ratio == pytest.approx(math.exp(-1.5))

@@ -1,4 +1,4 @@
-"""IgFold as a judge: which prediction counts, what it is fed with, and the installed package itself."""
+"""IgFold as a judge: the choice of a prediction, the inputs of the networks, and the installed package."""
 
 import random
 import sys
@@ -30,7 +30,7 @@ def predictions(sequence):
     return [Prediction(outlier, -places), Prediction(even, places)]
 
 
-def test_the_prediction_with_the_lowest_quantile_counts_with_its_backbone_and_its_trace():
+def test_scores_and_coordinates_are_those_of_the_prediction_with_the_lowest_quantile():
     judge = IgFoldJudge(predictions)
     assert isinstance(judge, ResidueJudge)
     (found,) = judge.residues(["ACDE"], {})
@@ -74,7 +74,7 @@ def test_a_lower_error_is_better_in_the_check_of_the_judge():
 
 @pytest.fixture
 def package(monkeypatch, tmp_path):
-    """Modules in place of the package: errors and coordinates are sums of what the networks are fed with."""
+    """Modules in place of the package: errors and coordinates are sums of the inputs of the networks."""
 
     class Runner:
         def __init__(self, *, device, checkpoint_path):
@@ -109,7 +109,7 @@ def package(monkeypatch, tmp_path):
     monkeypatch.setattr(igfold, "fetch", lambda name: {"antiberty": tmp_path}[name])
 
 
-def test_the_networks_are_fed_with_the_residues_without_begin_and_end(package):
+def test_the_networks_get_embeddings_without_begin_and_end_symbols(package):
     pytest.importorskip("transformers")
     (found,) = load_protein_judge("igfold").residues(["ACD"], {})
     assert found.scores.tolist() == [101.0, 202.0, 303.0]
@@ -124,7 +124,7 @@ def test_without_the_package_the_message_names_extra_and_licence(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_cannot_be_read_are_one_line(package, monkeypatch):
+def test_weights_that_cannot_be_read_are_reported_in_one_line(package, monkeypatch):
     pytest.importorskip("transformers")
 
     def damaged(file, *, device):
@@ -155,7 +155,7 @@ def test_the_installed_package_gives_the_same_predictions_and_prefers_a_natural_
     )
     with torch.no_grad():
         outputs = [embed(language_model, load_model(file), sequences={"H": HEAVY}) for file in find_weights()]
-    output = min(outputs, key=lambda one: float(one.prmsd.quantile(0.9)))
+    output = min(outputs, key=lambda output: float(output.prmsd.quantile(0.9)))
     torch.testing.assert_close(natural.scores, output.prmsd[0, :, :3].double().mean(1), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(natural.alpha_carbons, output.coords[0, :, 1].double(), rtol=1e-4, atol=1e-3)
     steps = (natural.alpha_carbons[1:] - natural.alpha_carbons[:-1]).norm(dim=1)

@@ -1,3 +1,5 @@
+"""Likelihoods of sequences: NELBOs of denoisers, by enumerated masks, and exact values of autoregressive networks."""
+
 import itertools
 import math
 
@@ -42,7 +44,7 @@ def test_draws_estimate_the_enumerated_nelbo_without_bias(make_dit):
     )
     error = draws.std(1) / 6000**0.5
     assert ((draws.mean(1) - exact) / error).abs().max() < 4
-    assert (error / exact).max() < 0.02  # so that a wrong weight would be seen
+    assert (error / exact).max() < 0.02  # small enough to detect a wrong weight
     generator = torch.Generator().manual_seed(2)
     t = low_discrepancy_times(20_000, generator, t_min=1e-5)
     uniforms = torch.rand(20_000, 4, 1, dtype=torch.float64, generator=generator)

@@ -1,3 +1,5 @@
+"""MAUVE of the rows of an evaluation, its embeddings, and the real package."""
+
 import sys
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from didi.models.bundle import Bundle
 
 @pytest.fixture
 def overlap(monkeypatch):
-    """In place of the package: the share of samples that are in the reference."""
+    """Replaces the package by a function that returns the share of the samples that are in the reference."""
 
     def compute_mauve(*, p_features, q_features, verbose, seed):
         assert not verbose
@@ -29,7 +31,7 @@ def embed(texts):
 
 
 @pytest.mark.slow
-def test_every_row_is_compared_with_other_rows_of_the_data(overlap, make_dit):
+def test_every_row_is_compared_with_the_half_of_the_data_that_is_not_scored(overlap, make_dit):
     teacher = make_dit(vocab_size=33, length=6)
     chain = MarkovChain()
     data = chain.sample(8, 6, torch.Generator().manual_seed(0))
@@ -40,15 +42,16 @@ def test_every_row_is_compared_with_other_rows_of_the_data(overlap, make_dit):
         nfe=[2],
         num_samples=4,
         data=data,
-        anchors={"same": data[:1].expand(4, -1)},
+        anchors={f"copies of {row}": data[row].expand(4, -1) for row in range(8)},
         judge=judge,
         embed=Embedding("characters", embed),
     )
-    assert [row.role for row in rows] == ["data", "same", "teacher"]
-    assert rows[2].note == "MAUVE in the space of characters"
-    assert rows[0].mauve == 0  # no row of the data is compared with itself
-    assert rows[1].mauve in (0, 1)
-    assert rows[2].mauve == 0
+    (real, *anchors, sampled) = rows
+    assert (real.role, sampled.role) == ("data", "teacher")
+    assert sampled.note == "MAUVE in the space of characters"
+    assert real.mauve == 0  # no row of the data is compared with itself
+    assert sorted(row.mauve for row in anchors) == [0] * 4 + [1] * 4  # half of the data is the reference
+    assert sampled.mauve == 0
     for few in (data[:7], None):
         with pytest.raises(UsageError, match="4 samples need 8"):
             evaluate(bundle, nfe=[2], num_samples=4, data=few, judge=judge, embed=Embedding("characters", embed))
@@ -81,7 +84,7 @@ def test_fiction_is_further_from_news_than_other_news_are():
 
 
 @pytest.mark.slow
-def test_an_unknown_embedding_is_one_line():
+def test_an_unknown_embedding_is_refused_in_one_line():
     pytest.importorskip("transformers")
     pytest.importorskip("mauve")
     with pytest.raises((UsageError, DidiError)) as caught:

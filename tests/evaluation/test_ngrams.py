@@ -1,3 +1,5 @@
+"""Divergences of the n-grams of samples from those of a Markov chain."""
+
 import itertools
 import math
 import statistics
@@ -48,9 +50,9 @@ def test_estimates_without_corrections_equal_those_by_hand(monkeypatch):
     monkeypatch.setattr(ngrams, "_null", lambda *_: (ngrams._Estimate(0.0, 0.0),) * 2)
     estimate = ngram_divergence(rows, SMALL, 2)
     without = [plain(torch.cat([rows[:i], rows[i + 1 :]])) for i in range(4)]
-    ends = (estimate.kl_ci, estimate.reverse_kl_ci)
-    for which, (value, ci) in enumerate(zip((estimate.kl, estimate.reverse_kl), ends, strict=True)):
-        each = [one[which] for one in without]
+    intervals = (estimate.kl_ci, estimate.reverse_kl_ci)
+    for which, (value, ci) in enumerate(zip((estimate.kl, estimate.reverse_kl), intervals, strict=True)):
+        each = [values[which] for values in without]
         assert value == pytest.approx(4 * plain(rows)[which] - 3 * statistics.fmean(each))
         error = math.sqrt(3 * statistics.pvariance(each))
         assert ci == pytest.approx((value - 1.959964 * error, value + 1.959964 * error))
@@ -86,7 +88,7 @@ def test_a_known_divergence_lies_within_the_interval():
         assert estimate.reverse_kl == pytest.approx(reverse, rel=0.1 if n == 3 else 0.03)
 
 
-def test_independent_symbols_are_as_far_as_their_mutual_information():
+def test_the_intervals_cover_the_divergences_of_independent_symbols():
     rows = torch.multinomial(SMALL.stationary, 2000 * 12, replacement=True, generator=seeded(3)).view(2000, 12)
     p, q = (SMALL.stationary[:, None] * SMALL.stationary).flatten(), SMALL.ngram_probs(2)
     estimate = ngram_divergence(rows, SMALL, 2)
@@ -98,7 +100,7 @@ def test_independent_symbols_are_as_far_as_their_mutual_information():
     assert estimate.reverse_kl_ci[0] < float((q * (q / p).log()).sum()) < estimate.reverse_kl_ci[1]
 
 
-def test_few_sequences_have_no_figure_and_wrong_input_is_refused():
+def test_few_sequences_have_no_estimate_and_wrong_input_is_refused():
     estimate = ngram_divergence(torch.zeros(3, 4).long(), SMALL, 2)
     assert math.isnan(estimate.kl)
     assert math.isnan(estimate.reverse_kl_ci[1])

@@ -1,3 +1,5 @@
+"""Means over training seeds with Student's t intervals."""
+
 import math
 import statistics
 
@@ -6,7 +8,7 @@ import pytest
 from didi.evaluation.over_seeds import estimate, geometric_estimate
 
 
-def test_interval_of_five_seeds_is_students():
+def test_the_interval_of_five_seeds_is_that_of_students_t():
     result = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
     half_width = 2.776445105 * math.sqrt(2.5) / math.sqrt(5)
     assert (result.mean, result.low, result.high) == (3, pytest.approx(3 - half_width), pytest.approx(3 + half_width))
@@ -22,7 +24,7 @@ def test_a_single_seed_has_no_interval_and_none_no_estimate():
 
 
 @pytest.mark.parametrize(("num_seeds", "quantile"), [(2, 12.70620), (11, 2.228139), (31, 2.042272), (101, 1.983972)])
-def test_the_interval_is_as_wide_as_students_t_says(num_seeds, quantile):
+def test_the_width_of_the_interval_is_that_of_students_t_for_any_number_of_seeds(num_seeds, quantile):
     values = [float(seed) for seed in range(num_seeds)]
     result = estimate(values)
     standard_error = statistics.stdev(values) / math.sqrt(num_seeds)
@@ -30,7 +32,7 @@ def test_the_interval_is_as_wide_as_students_t_says(num_seeds, quantile):
     assert result.mean - result.low == pytest.approx(quantile * standard_error, rel=1e-6)
 
 
-def test_a_positive_figure_has_a_positive_interval():
+def test_the_interval_of_a_geometric_mean_is_positive():
     result = geometric_estimate([1.0, 1.0, 100.0])
     assert result.mean == pytest.approx(100 ** (1 / 3))
     assert 0 < result.low < result.mean

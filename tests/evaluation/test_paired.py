@@ -1,3 +1,5 @@
+"""Paired comparisons of sample sets: ratios, intervals, p-values and the table."""
+
 import math
 from dataclasses import replace
 
@@ -45,7 +47,7 @@ def test_p_values_without_a_difference_are_uniform():
     assert sum(value < 0.5 for value in values) == pytest.approx(50, abs=20)
 
 
-def test_p_value_equals_the_enumerated_one():
+def test_the_p_value_is_that_of_all_sign_changes():
     first, second = make_set([30.0, 31.0, 35.0]), make_set([29.0, 33.0, 28.0])
     ratios = []
     for signs in range(8):
@@ -55,11 +57,11 @@ def test_p_value_equals_the_enumerated_one():
     assert compare_pairs(first, second).p_value == pytest.approx(exact, abs=0.02)
 
 
-def test_a_text_of_no_probability_has_no_p_value():
+def test_a_text_of_probability_0_has_no_p_value():
     assert math.isnan(compare_pairs(make_set([30.0, math.inf]), make_set([31.0, 32.0])).p_value)
 
 
-def test_equal_sets_and_sets_of_unlike_size():
+def test_equal_sets_do_not_differ_and_sets_of_different_sizes_are_refused():
     same = make_set([30.0, 31.0])
     comparison = compare_pairs(same, same)
     assert (comparison.perplexity_ratio, comparison.p_value, comparison.entropy_gap) == (1, 1, 0)
@@ -80,7 +82,7 @@ def test_sets_are_compared_with_the_teachers_of_the_same_moves_and_token_distrib
     assert comparison_table([student, *others[:2]]) is None
 
 
-def test_joint_divergences_of_one_reference_are_compared_too():
+def test_joint_divergences_from_the_same_reference_are_compared():
     ratios = torch.tensor([2.0, 4.0], dtype=torch.float64)
     about = {"joint_kl": 3.0, "joint_reference": "markov"}
     student = make_set([30.0, 31.0], log_ratios=ratios, **about)

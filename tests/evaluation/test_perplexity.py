@@ -1,3 +1,5 @@
+"""Judges: scores of causal networks and exact chains, the registry, and names that are refused."""
+
 import random
 import subprocess
 import sys
@@ -52,8 +54,9 @@ def make_model(family="gpt2", context=32):
         if family == "gemma2":
             config.final_logit_softcapping = 0.05
     model = transformers.AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():  # tokens must differ, or order and padding could not be told apart
-        parameter.data.mul_(5) if parameter.ndim > 1 else None
+    for parameter in model.parameters():  # the scores of tokens must differ, so that order and padding have an effect
+        if parameter.ndim > 1:
+            parameter.data.mul_(5)
     return model.eval()
 
 
@@ -106,7 +109,7 @@ def test_logits_exist_for_a_few_real_positions_at_a_time(monkeypatch):
     assert sum(rows) == 32  # the tokens of TEXTS; padding never reaches the head
 
 
-def test_first_token_follows_eos_where_there_is_no_bos():
+def test_without_bos_the_first_token_is_scored_after_eos():
     model, tokenizer = make_model(), make_tokenizer(eos_token="</s>")
     scores = CausalJudge(model, tokenizer, name="tiny").score(["w4 w6"], NO_TOKENS[:1])
     assert scores.nll.item() == pytest.approx(plain_nll(model, tokenizer, "w4 w6", 1), rel=1e-5)
@@ -133,7 +136,7 @@ def test_sets_without_a_token_have_no_perplexity(texts):
     assert torch.tensor([perplexity(scores), mean_sample_perplexity(scores)]).isnan().all()
 
 
-def test_exact_judge_gives_the_chain_s_own_likelihood():
+def test_the_exact_judge_returns_the_likelihood_of_the_chain():
     chain = MarkovChain(num_symbols=8)
     tokens = chain.sample(256, 64, torch.Generator().manual_seed(0))
     scores = ExactJudge(chain).score([], tokens)
@@ -143,7 +146,7 @@ def test_exact_judge_gives_the_chain_s_own_likelihood():
     assert perplexity(scores) == pytest.approx(float(entropy_rate.exp()), rel=0.05)
 
 
-def test_exact_judge_refuses_the_mask_symbol():
+def test_the_exact_judge_refuses_the_mask_symbol():
     with pytest.raises(ValueError, match="the 8 symbols"):
         ExactJudge(MarkovChain(num_symbols=8)).score([], torch.tensor([[0, 8]]))
 
@@ -154,7 +157,7 @@ def test_corpus_perplexity_weighs_tokens_and_the_mean_weighs_samples():
     assert mean_sample_perplexity(scores) == pytest.approx((1 + torch.tensor(3.0).exp().item()) / 2)
 
 
-def test_load_judge_reads_the_markov_world_and_a_local_folder(tmp_path, capfd):
+def test_load_judge_returns_exact_judges_and_the_model_of_a_folder(tmp_path, capfd):
     model, tokenizer = make_model("llama"), make_tokenizer(bos_token="<s>")
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -170,7 +173,7 @@ def test_load_judge_reads_the_markov_world_and_a_local_folder(tmp_path, capfd):
 
 @pytest.fixture
 def gguf(tmp_path, monkeypatch):
-    """Assets with two parts of a GGUF file: a stand-in of transformers that reads it, the model, and what was read."""
+    """A stand-in of transformers, the model that it loads, and the list of the GGUF files that it was given."""
     for name, content in (("one-0", b"GGUF"), ("two-0", b"-end")):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"model.gguf.{name}").write_bytes(content)
@@ -216,7 +219,7 @@ def test_a_damaged_copy_of_the_gguf_judge_is_made_again(gguf, file, is_cut):
 def test_the_judges_of_the_registry_read_their_assets(monkeypatch, tmp_path, name, assets):
     read = []
     monkeypatch.setattr(judges, "_gguf_folder", lambda assets, transformers: read.extend(assets) or tmp_path)
-    with pytest.raises(DidiError):  # there is no model
+    with pytest.raises(DidiError):  # the folder has no model
         load_judge(name)
     assert read == assets
 
@@ -246,10 +249,12 @@ def test_a_folder_named_like_a_judge_is_a_folder(tmp_path, monkeypatch):
     assert load_judge("smollm2-135").name == "smollm2-135"
 
 
-def test_a_judge_is_one_line_of_the_registry(monkeypatch):
+def test_an_entry_of_the_registry_adds_a_judge(monkeypatch):
     devices = []
-    monkeypatch.setitem(JUDGES, "ours", lambda device: devices.append(device) or ExactJudge(MarkovChain(num_symbols=8)))
-    assert load_judge("ours", device="meta").chain.num_symbols == 8
+    monkeypatch.setitem(
+        JUDGES, "added", lambda device: devices.append(device) or ExactJudge(MarkovChain(num_symbols=8))
+    )
+    assert load_judge("added", device="meta").chain.num_symbols == 8
     assert devices == ["meta"]
 
 
@@ -282,7 +287,7 @@ def test_evaluation_imports_neither_transformers_nor_matplotlib():
 @pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize(("name", "of_loop"), [("smollm2-135m", 28.53), ("gemma3-270m", 1.1)])
-def test_the_real_judge_prefers_news_to_its_own_words_shuffled(capfd, name, of_loop):
+def test_the_real_judge_prefers_news_to_the_same_words_shuffled(capfd, name, of_loop):
     text = (
         "The president said on Tuesday that the government would publish its new budget next week, after months of "
         "talks with the opposition. Critics argue that the plan does not do enough to help poorer families, while "
@@ -294,5 +299,6 @@ def test_the_real_judge_prefers_news_to_its_own_words_shuffled(capfd, name, of_l
     scores = judge.score([text, shuffled, "the " * 300], torch.zeros(3, 1, dtype=torch.long))
     real, shuffled, loop = (scores.nll / scores.num_tokens).exp().tolist()
     assert real < 40 < 400 < shuffled
-    assert loop == pytest.approx(of_loop, abs=0.1)  # as recorded with the asset: why an entropy stands beside it
+    # As recorded with the asset. Repetition has a low perplexity, so entropy is reported beside it.
+    assert loop == pytest.approx(of_loop, abs=0.1)
     assert capfd.readouterr().out == ""

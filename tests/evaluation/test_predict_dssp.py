@@ -43,7 +43,7 @@ def test_the_score_is_the_confidence_above_that_of_shuffled_copies():
     scores = judge.score(SEQUENCES)
     assert scores.dtype == torch.float64
     for residues, score, residue_scores in zip(SEQUENCES, scores.tolist(), judge.residues(SEQUENCES, {}), strict=True):
-        protein, *copies = [one.max(-1).values for one in small.probabilities(with_copies(residues, 3))]
+        protein, *copies = [probs.max(-1).values for probs in small.probabilities(with_copies(residues, 3))]
         assert score == pytest.approx(float(protein.mean() - torch.stack(copies).mean()), abs=1e-6)
         torch.testing.assert_close(residue_scores.scores, protein, rtol=0, atol=1e-6)
         assert residue_scores.alpha_carbons is None
@@ -85,7 +85,7 @@ def test_the_published_network_predicts_as_the_code_of_its_archive():
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_the_published_network_orders_the_controls_by_the_order_of_residues_alone():
+def test_the_published_network_orders_the_controls_only_relative_to_shuffled_copies():
     controls = control_sets(prepare_proteins("swissprot", min_length=50, max_length=254).test[:200])
     published = load_network()
     confidences = {

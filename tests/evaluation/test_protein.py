@@ -72,7 +72,7 @@ class MotifJudge:
         return scores if self.is_higher_better else -scores
 
 
-def test_controls_have_the_lengths_of_the_natural_proteins_and_are_what_they_say(natural):
+def test_controls_have_the_lengths_of_the_natural_proteins_and_their_named_properties(natural):
     sets = control_sets(natural, seed=3)
     assert all([len(residues) for residues in sequences] == [40] * 12 for sequences in sets.values())
     assert sets["natural"] == natural
@@ -80,7 +80,7 @@ def test_controls_have_the_lengths_of_the_natural_proteins_and_are_what_they_say
         assert sum(a != b for a, b in zip(residues, mutated, strict=True)) == 8
         assert sorted(shuffled) == sorted(residues)
         assert shuffled != residues
-    counts = {residues: "".join(sets["uniform"]).count(residues) for residues in RESIDUES}
+    counts = {letter: "".join(sets["uniform"]).count(letter) for letter in RESIDUES}
     assert min(counts.values()) > 5
     assert set("".join(sets["poly-alanine"])) == {"A"}
     assert sets == control_sets(natural, seed=3)
@@ -139,7 +139,7 @@ def trained(natural):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(trained, natural, tmp_path):
+def test_the_order_judge_scores_proteins_above_their_shuffled_copies(trained, natural, tmp_path):
     judge = OrderJudge(trained, name="order")
     assert isinstance(judge, ProteinJudge)
     controls = control_sets(natural)
@@ -166,14 +166,14 @@ def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(trained, n
         load_protein_judge(str(Path(didi.__file__).parent / "bundles" / "markov"))
 
 
-def test_residues_are_judged_by_what_the_residues_before_them_say(trained, natural):
+def test_scores_of_residues_are_log_likelihoods_given_the_residues_before_relative_to_frequencies(trained, natural):
     judge = OrderJudge(trained, name="order")
     assert isinstance(judge, ResidueJudge)
     frequencies = residue_frequencies([natural[0], "AAB"])
     sequences = ["MKTAYI", natural[0], "AB"]
     found, structures = zip(*judge.residues(sequences, frequencies), strict=True)
     assert structures == (None, None, None)
-    assert [len(one) for one in found] == [6, 40, 2]
+    assert [len(scores) for scores in found] == [6, 40, 2]
     with torch.no_grad():
         nll = trained.nll(protein_rows(["MKTAYI"]))[0, 1:-1].double()
     expected = [-float(nats) - math.log(frequencies[letter]) for nats, letter in zip(nll, "MKTAYI", strict=True)]
@@ -184,7 +184,7 @@ def test_residues_are_judged_by_what_the_residues_before_them_say(trained, natur
             judge.residues([wrong], frequencies)
 
 
-def test_frequencies_count_every_letter_once_more():
+def test_frequencies_add_one_to_the_count_of_every_letter():
     found = residue_frequencies(["AAC", "A"])
     assert found["A"] == pytest.approx(4 / 29)
     assert found["C"] == pytest.approx(2 / 29)
@@ -193,7 +193,7 @@ def test_frequencies_count_every_letter_once_more():
     assert sum(found.values()) == pytest.approx(1)
 
 
-def test_entropies_and_duplicates():
+def test_entropies_and_the_share_of_duplicates_are_those_of_counts():
     assert residue_entropies(["AAAA", "AC", "ACDE"]).tolist() == pytest.approx([0, math.log(2), math.log(4)])
     assert corpus_residue_entropy(["AAAA", "CCCC"]) == pytest.approx(math.log(2))
     assert corpus_residue_entropy(["A" * 9, "C"]) == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
@@ -228,25 +228,24 @@ def test_a_row_is_read_as_it_was_written(natural):
 
 @needs_mmseqs
 @pytest.mark.slow
-@pytest.mark.parametrize("is_mixed", [False, True])
-def test_novelty_and_diversity(is_mixed):
+def test_identities_detect_training_proteins_and_diversity_counts_clusters():
     training, others = proteins(5), proteins(4, seed=8)
     identities = nearest_training_identities([training[2], others[0], training[4]], training)
     assert identities.tolist() == [1, 0, 1]
     assert cluster_diversity([*others, others[0]]) == pytest.approx(4 / 5)
-    lengths = [60] * 8 if not is_mixed else [*range(118, 131)] * 2
-    assert cluster_diversity(["A" * length for length in lengths]) == 1 / len(lengths)  # repetitive throughout
+    for lengths in ([60] * 8, [*range(118, 131)] * 2):  # repetitive sequences are not masked
+        assert cluster_diversity(["A" * length for length in lengths]) == 1 / len(lengths)
     row = protein_row("teacher", [training[2], others[0]], training=training, has_diversity=True)
     assert (row.nearest_identity, row.diversity) == (0.5, 1)
 
 
 def edit_distance(first, second):
-    """By the recursion, one cell after the other."""
+    """Levenshtein distance by its recursion."""
     row = list(range(len(second) + 1))
-    for number, one in enumerate(first, start=1):
+    for number, letter in enumerate(first, start=1):
         above, row = row, [number]
         for column, other in enumerate(second, start=1):
-            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (one != other)))
+            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (letter != other)))
     return row[-1]
 
 
@@ -284,7 +283,8 @@ def test_one_search_for_several_sets_has_the_identities_of_single_searches():
     source, training = random.Random(4), proteins(300, seed=3)
 
     def relative(share):
-        return "".join(source.choice(RESIDUES) if source.random() < share else one for one in source.choice(training))
+        template = source.choice(training)
+        return "".join(source.choice(RESIDUES) if source.random() < share else letter for letter in template)
 
     sets = [[relative(share) for share in (0.0, 0.1, 0.3, 0.5) * 4] for _ in range(3)]
     sets += [["A" * 50, sets[0][1]], proteins(6, seed=9)]
@@ -333,7 +333,7 @@ def test_esmfold_scores_each_protein_by_its_own_residues(esmfold):
     together = judge.score(sequences)
     assert together.shape == (3,)
     assert ((together >= 0) & (together <= 100)).all()
-    alone = torch.cat([EsmFoldJudge(esmfold, max_batch_residues=1).score([one]) for one in sequences])
+    alone = torch.cat([EsmFoldJudge(esmfold, max_batch_residues=1).score([sequence]) for sequence in sequences])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
     assert len(set(together.tolist())) == 3
     output = esmfold.infer(sequences[0])
@@ -352,8 +352,8 @@ def test_esmfold_gives_residues_their_confidence_and_their_place(esmfold, monkey
     monkeypatch.setattr(esmfold, "infer", lambda batch: folded.extend(batch) or infer(batch))
     found = judge.residues(sequences, {})
     assert sorted(folded) == sorted(sequences)  # each once
-    for one, (of_residues, trace) in zip(sequences, found, strict=True):
-        output = esmfold.infer(one)
+    for sequence, (of_residues, trace) in zip(sequences, found, strict=True):
+        output = esmfold.infer(sequence)
         exists = output["atom37_atom_exists"][0].bool()
         expected = [100 * float(plddt[there].mean()) for plddt, there in zip(output["plddt"][0], exists, strict=True)]
         assert of_residues.tolist() == pytest.approx(expected, abs=1e-3)

@@ -24,17 +24,18 @@ STUDENTS = [[drawn(1, 30, 1.0), drawn(2, 50, 0.5)], [drawn(3, 20, 1.2), drawn(4,
 TEACHER = [drawn(5, 60), drawn(6, 25)]
 
 
-def of(sets, field):
-    return [getattr(one, field) for one in sets]
+def values_of(sets, field):
+    return [getattr(scored, field) for scored in sets]
 
 
 def mean(sets, field):
-    return sum(float(values.mean()) for values in of(sets, field)) / len(sets)
+    return sum(float(values.mean()) for values in values_of(sets, field)) / len(sets)
 
 
 def error_of(sets, field):
     """Standard error of the mean over sets."""
-    return math.sqrt(sum(float(one.var(correction=0)) / len(one) for one in of(sets, field))) / len(sets)
+    variances = [float(values.var(correction=0)) / len(values) for values in values_of(sets, field)]
+    return math.sqrt(sum(variances)) / len(sets)
 
 
 def test_means_give_each_set_the_same_weight():
@@ -72,7 +73,7 @@ def test_the_interval_over_seeds_is_that_of_the_means_of_the_students():
     assert all(map(math.isnan, compare_sets(STUDENTS[:1], TEACHER).seeds_ci))
 
 
-def test_each_part_of_the_claim_holds_or_fails_by_itself():
+def test_score_entropy_novelty_and_diversity_are_judged_separately():
     better = compare_sets(STUDENTS, TEACHER)
     assert (better.has_better_score, better.keeps_entropy, better.is_as_novel) == (True, False, False)
     assert not better.is_as_diverse
@@ -85,14 +86,14 @@ def test_each_part_of_the_claim_holds_or_fails_by_itself():
     worse = compare_sets([TEACHER], STUDENTS[0])
     assert (worse.has_better_score, worse.keeps_entropy, worse.is_as_novel) == (False, False, True)
     assert worse.is_as_diverse
-    equal = [replace(one, distances=torch.zeros_like(one.distances)) for one in TEACHER]
+    equal = [replace(scored, distances=torch.zeros_like(scored.distances)) for scored in TEACHER]
     assert compare_sets([equal], equal).is_as_diverse
     assert not compare_sets([equal], TEACHER).is_as_diverse
     assert compare_sets([TEACHER], STUDENTS[0], is_higher_better=False).has_better_score
     assert not compare_sets(STUDENTS, TEACHER, is_higher_better=False).has_better_score
 
 
-def test_novelty_that_one_set_lacks_is_not_compared():
+def test_novelty_is_not_compared_if_a_set_has_no_identities():
     found = compare_sets([[drawn(1, 8), drawn(2, 8, has_identities=False)]], TEACHER)
     assert found.is_as_novel is None
     assert math.isnan(found.identity_difference)

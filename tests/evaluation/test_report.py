@@ -1,3 +1,5 @@
+"""Rows of an evaluation, their table and figures, the written samples and the report."""
+
 import json
 import math
 from dataclasses import asdict, replace
@@ -78,7 +80,7 @@ def sweep():
     return rows
 
 
-def test_measure_fills_every_field_of_the_contract():
+def test_a_measured_row_has_all_fields_in_their_order():
     chain = MarkovChain()
     tokens = chain.sample(40, 32, torch.Generator().manual_seed(0))
     scores = ExactJudge(chain).score([""] * 40, tokens)
@@ -96,7 +98,7 @@ def test_measure_fills_every_field_of_the_contract():
     assert row.machine == machine_name()
 
 
-def test_measure_records_what_the_judge_cut():
+def test_the_note_of_a_row_counts_samples_cut_by_the_judge():
     scores = Scores(torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.long), num_truncated=1)
     tokens = torch.arange(8).view(2, 4)
     row = measure("student", "greedy", 4, tokens, scores, judge="short", seconds=1.0, network_passes=4.0, note="top-p")
@@ -142,7 +144,7 @@ def test_a_failed_write_leaves_the_old_metrics(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_table_shows_entropy_and_interval_beside_every_perplexity():
+def test_the_table_has_entropy_and_intervals_beside_every_perplexity():
     lines = rows_table([make_row(), make_row(nfe=16, ppl=3.0)], recipe="tiny-news").splitlines()
     assert lines[2].split(" | ")[5].strip() == "50.0 [45.0, 55.0]"
     assert lines[2].split(" | ")[7].strip() == "4.20 [4.10, 4.30]"
@@ -155,7 +157,7 @@ def test_table_shows_entropy_and_interval_beside_every_perplexity():
     )
 
 
-def test_exact_divergences_have_columns_and_a_line_where_there_are_any():
+def test_exact_divergences_have_columns_and_a_footnote_if_a_row_has_them():
     plain = rows_table([make_row()])
     assert "KL" not in plain
     table = rows_table([make_row(kl=0.25, reverse_kl=0.3, total_variation=0.5, joint_entropy=2.0), make_row()])
@@ -167,7 +169,7 @@ def test_exact_divergences_have_columns_and_a_line_where_there_are_any():
     assert "KL(sampler, data)" in table.splitlines()[-1]
 
 
-def test_a_column_without_figures_is_left_out():
+def test_a_column_without_values_is_left_out():
     header = rows_table([make_row(self_bleu=0.25)]).splitlines()[0]
     assert "self-BLEU" in header
     assert "MAUVE" not in header
@@ -197,12 +199,12 @@ def test_figure_is_drawn_without_pyplot(tmp_path):
         [make_row()],
         [make_row("data", "data", 0)],
         [make_row(gen_ppl=math.nan, gen_ppl_ci=(math.nan, math.nan)), make_row(nfe=4)],
-        [make_row(gen_ppl_ci=(60.0, 70.0))],  # a percentile interval need not hold its estimate
+        [make_row(gen_ppl_ci=(60.0, 70.0))],  # a percentile interval need not contain its estimate
         [make_row("mine", seed=seed) for seed in (0, 1)],
     ],
     ids=["one row", "data only", "nan", "interval beside its estimate", "seeds of an unknown role"],
 )
-def test_figure_takes_what_an_evaluation_may_yield(tmp_path, rows):
+def test_the_figure_is_drawn_for_any_rows_of_an_evaluation(tmp_path, rows):
     assert perplexity_figure(rows, tmp_path / "figure.png").stat().st_size > 10_000
 
 
@@ -212,7 +214,7 @@ def make_set(row, texts=("a", "b", "c"), nll=10.0):
 
 
 @pytest.mark.slow
-def test_report_holds_table_figure_and_texts_that_cannot_break_it(tmp_path):
+def test_the_report_has_a_table_a_figure_and_texts_that_are_not_rendered_as_markdown(tmp_path):
     rows = sweep()
     sets = [make_set(row) for row in rows]
     sets[0] = make_set(rows[0], ["plain text", "a fence\n```\nand <html>", "never shown"])
@@ -232,7 +234,7 @@ def test_report_holds_table_figure_and_texts_that_cannot_break_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_sweeps_bring_a_comparison_at_equal_entropy(tmp_path):
+def test_sweeps_add_a_comparison_at_equal_entropy_to_the_report(tmp_path):
     sets = [
         make_set(make_row(role, ppl=ppl * scale, entropy=4 + temperature / 2, temperature=temperature))
         for role, scale in (("teacher", 1.0), ("student", 0.5))
@@ -245,7 +247,7 @@ def test_sweeps_bring_a_comparison_at_equal_entropy(tmp_path):
     assert report.count("## student") == 1  # texts once, not for each temperature
 
 
-def test_samples_are_kept_with_their_own_figures(tmp_path):
+def test_each_sample_is_written_with_its_scores(tmp_path):
     sets = [make_set(make_row()), make_set(make_row(nfe=16), nll=math.inf)]
     records = [json.loads(line) for line in write_samples(sets, tmp_path).read_text().splitlines()]
     assert [(record["nfe"], record["number"]) for record in records] == [(n, i) for n in (8, 16) for i in range(3)]
@@ -253,7 +255,7 @@ def test_samples_are_kept_with_their_own_figures(tmp_path):
     assert records[3]["nll"] is None
 
 
-def test_machine_name_says_cores_and_torch_but_no_host():
+def test_the_machine_name_has_cores_and_torch_and_no_host_name():
     import platform
 
     name = machine_name()
@@ -264,7 +266,7 @@ def test_machine_name_says_cores_and_torch_but_no_host():
 
 
 @pytest.mark.slow
-def test_frontier_and_latency_figures_take_sweeps_single_points_and_data(tmp_path):
+def test_frontier_and_latency_figures_are_drawn_for_sweeps_single_rows_and_data(tmp_path):
     rows = sweep() + [
         make_row(role, nfe=nfe, ppl=100 * temperature, entropy=4 + temperature / 2, temperature=temperature)
         for role, nfe in (("teacher", 32), ("student", 8), ("autoregressive", 32))

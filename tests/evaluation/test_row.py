@@ -1,3 +1,5 @@
+"""Rows of an evaluation: records of older files, and labels in tables and legends."""
+
 import math
 from dataclasses import replace
 
@@ -35,7 +37,7 @@ def test_rows_of_older_files_are_read():
         ),
     ],
 )
-def test_a_label_names_the_row_and_its_departures_from_exact_sampling(changed, options, label):
+def test_a_label_names_the_row_and_the_settings_that_change_its_distribution(changed, options, label):
     assert replace(ROW, **changed).label(**options) == label
 
 

@@ -1,3 +1,5 @@
+"""Times of samplers beside those of their network passes alone, the floor; shares of the time; peak memory."""
+
 import json
 import statistics
 from dataclasses import replace
@@ -37,7 +39,7 @@ def bundle():
 
 
 @pytest.mark.slow
-def test_every_method_is_timed_in_every_round_beside_its_floor(bundle):
+def test_every_method_is_timed_in_every_round_and_compared_with_its_floor(bundle):
     calls = []
     methods = ("ancestral", "trunk", "published", "guided", "guided floor", "autoregressive")
     rows = compare(

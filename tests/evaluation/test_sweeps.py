@@ -1,3 +1,5 @@
+"""Sweeps of temperature or top-p, and their comparison at equal entropy."""
+
 import math
 
 from didi.evaluation.row import EvaluationRow
@@ -22,7 +24,7 @@ def test_a_sweep_is_one_model_sampler_and_nfe_in_order_of_temperature():
     }
 
 
-def test_exact_samples_belong_to_both_kinds_of_sweep():
+def test_exact_samples_are_in_sweeps_of_temperature_and_of_top_p():
     rows = [make_row(), make_row(temperature=0.9), make_row(top_p=0.9), make_row(top_p=0.9, temperature=0.9)]
     rows.append(make_row("data", nfe=0, sampler=""))
     by_label = {sweep.label(): [(row.temperature, row.top_p) for row in sweep.rows] for sweep in sweeps(rows)}
@@ -33,7 +35,7 @@ def test_exact_samples_belong_to_both_kinds_of_sweep():
     }
 
 
-def test_sweeps_are_compared_where_their_entropies_meet():
+def test_sweeps_are_compared_over_their_common_entropies():
     curve = [(4.0, 100.0), (4.2, 200.0), (4.4, 400.0)]
     rows = [make_row("teacher", entropy=h, ppl=ppl, temperature=0.9 + i / 10) for i, (h, ppl) in enumerate(curve)]
     rows += [make_row(entropy=h + 0.1, ppl=ppl / 2, temperature=0.9 + i / 10) for i, (h, ppl) in enumerate(curve)]
@@ -59,7 +61,7 @@ def test_sweeps_without_common_entropies_have_no_ratio_and_judges_are_compared_s
     assert equal_entropy_table(low + other) is None
 
 
-def test_the_ratio_of_a_sweep_without_exact_samples_is_left_open():
+def test_a_sweep_without_exact_samples_has_no_ratio_at_exact_samples():
     rows = [make_row(role, entropy=t, temperature=t) for role in ("a", "b") for t in (0.8, 0.9)]
     assert (
         equal_entropy_table(rows).splitlines()[2]

@@ -70,7 +70,7 @@ def reference_nats(arrays, residues):
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
-def test_the_likelihood_is_that_of_a_network_written_out(num_layers):
+def test_the_likelihood_is_that_of_the_reference(num_layers):
     found = residue_nats(network(num_layers=num_layers), SEQUENCES)
     arrays = weights(num_layers=num_layers)
     for residues, nats in zip(SEQUENCES, found, strict=True):
@@ -95,7 +95,7 @@ def test_a_score_does_not_depend_on_the_other_proteins(monkeypatch, batch, max_b
         assert judge.score([]).shape == (0,)
 
 
-def test_the_judges_score_proteins_and_residues():
+def test_scores_of_proteins_and_residues_are_those_of_the_reference():
     small, frequencies = network(), residue_frequencies(SEQUENCES)
     likelihood, order = UniRepJudge(small), UniRepOrderJudge(small, num_shuffles=3)
     for judge in (likelihood, order):
@@ -115,7 +115,7 @@ def test_the_judges_score_proteins_and_residues():
         nats = reference_nats(weights(), residues)
         gain = [-nat - math.log(frequencies[letter]) for nat, letter in zip(nats, residues, strict=True)]
         assert higher.scores.tolist() == pytest.approx(gain, abs=2e-5)
-        assert lower.scores.tolist() == pytest.approx([-one for one in gain], abs=2e-5)
+        assert lower.scores.tolist() == pytest.approx([-value for value in gain], abs=2e-5)
         assert lower.alpha_carbons is higher.alpha_carbons is None
 
 
@@ -128,7 +128,7 @@ def test_proteins_that_the_network_does_not_read_are_refused(wrong, found):
                 call(["MKT", wrong])
 
 
-def test_other_weights_are_refused(monkeypatch, tmp_path):
+def test_weights_without_an_array_and_unknown_sizes_are_refused(monkeypatch, tmp_path):
     arrays = {name: torch.from_numpy(array).float() for name, array in weights().items()}
     for name in ("mlstm.1.gh", "embedding", "dense.b"):
         with pytest.raises(UsageError, match=f"the weights of UniRep have no array '{name}'"):
@@ -162,9 +162,9 @@ def test_the_published_networks_predict_as_the_code_of_their_archive(units, expe
 
 @pytest.mark.network
 @pytest.mark.large
-def test_the_published_network_orders_the_controls_by_the_order_of_residues_alone():
-    natural = [one for one in prepare_proteins("swissprot", min_length=50, max_length=254).test if len(one) < 150][:24]
-    controls = control_sets(natural)
+def test_the_published_network_orders_the_controls_only_relative_to_shuffled_copies():
+    proteins = prepare_proteins("swissprot", min_length=50, max_length=254).test
+    controls = control_sets([residues for residues in proteins if len(residues) < 150][:24])
     published = load_network()
     likelihood = UniRepJudge(published)
     means = {name: float(likelihood.score(sequences).mean()) for name, sequences in controls.items()}

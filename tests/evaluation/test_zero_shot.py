@@ -1,3 +1,5 @@
+"""Rows of zero-shot likelihoods, their records and their table."""
+
 import math
 from dataclasses import replace
 
@@ -18,7 +20,7 @@ def make_row(data="news", role="teacher", *, is_exact=False):
     return LikelihoodRow(data, role, 6400, likelihood)
 
 
-def test_table_marks_bounds_and_says_how_they_were_made():
+def test_the_table_marks_upper_bounds_and_describes_their_estimation():
     rows = [
         make_row(data, role, is_exact=role == "autoregressive")
         for data in ("news", "wiki")
@@ -34,7 +36,7 @@ def test_table_marks_bounds_and_says_how_they_were_made():
     assert "masks" not in exact
 
 
-def test_records_hold_every_figure():
+def test_records_have_derived_values():
     record = make_row().record()
     assert record["perplexity"] == pytest.approx(100)
     assert record["bits_per_character"] == pytest.approx(math.log2(100) / 5)
@@ -58,7 +60,7 @@ def test_rows_are_those_of_the_test_split_of_a_bundles_own_corpus_and_all_of_ano
         rows_of(other, str(corpus))
 
 
-def test_a_row_says_how_its_corpus_was_prepared(make_dit, monkeypatch):
+def test_a_row_records_how_its_corpus_was_prepared(make_dit, monkeypatch):
     documents = [f"number {i} of a few short documents" for i in range(60)]
     tokenizer = train_tokenizer(documents, 280)
     bundle = Bundle(teacher=make_dit(vocab_size=280, length=8), tokenizer=tokenizer)
@@ -89,9 +91,9 @@ def test_records_of_older_versions_are_read():
 
 def test_differing_lengths_and_layouts_of_networks_are_in_the_footnote():
     teacher, baseline = (replace(make_row(role=role), block_layout="bos-eos") for role in ("teacher", "autoregressive"))
-    alike = likelihood_table([teacher, baseline], model="mine", machine="a machine")
-    assert "blocks of 128 tokens;" in alike
-    assert "layout bos-eos." in alike
+    same_settings = likelihood_table([teacher, baseline], model="mine", machine="a machine")
+    assert "blocks of 128 tokens;" in same_settings
+    assert "layout bos-eos." in same_settings
     longer = replace(baseline, block_layout="stream", likelihood=replace(baseline.likelihood, num_tokens=10_240))
     table = likelihood_table([teacher, longer], model="mine", machine="a machine")
     assert "blocks of 128 (autoregressive: 1024) tokens;" in table

@@ -1,4 +1,4 @@
-"""Discrete consistency distillation: two states of a trajectory by quadrature, and the gradient by enumeration."""
+"""Discrete consistency distillation: the joint distribution of two states of a trajectory, the loss, its gradient."""
 
 import math
 from itertools import product
@@ -20,17 +20,19 @@ from didi.models.bundle import Bundle
 from didi.objectives.dcd import consistency_divergences
 from didi.training.trainer import make_trainer
 
+from .gradients import flat_gradient
+
 NUM, X0 = 4, 1
 TIMES = [(0.8, 0.55), (0.3, 0.05), (1.0, 0.75), (0.25, 0.0)]
 
 
 def by_quadrature(t, s, num=NUM):
-    """Joint probabilities ``[z_s, z_t]`` of argmax(a x0 + sigma eps) at two times with one eps, Eq. 22."""
+    """Joint probabilities ``[z_s, z_t]`` of argmax(a x0 + sigma eps) at two times with the same eps, Eq. 22."""
     alphas = torch.tensor([t, s], dtype=torch.float64).neg() + 1
     ratio_t, ratio_s = (-gamma_at(alphas, num) / 2).exp().tolist()  # a / sigma
 
     def mass(low, high):
-        """Probability that entry j is the largest except x0's, and exceeds that of x0 by a number in [low, high)."""
+        """Probability that noise j is the largest but for that of x0, which it exceeds by a number in [low, high)."""
         value, _ = quad(
             lambda y: math.exp(-y * y / 2) * ndtr(y) ** (num - 2) * (ndtr(y - low) - ndtr(y - high)), -9, 9,
             epsabs=1e-12, limit=400,
@@ -44,7 +46,7 @@ def by_quadrature(t, s, num=NUM):
 
 
 def by_method(t, s, num=NUM, grid=200):
-    """Joint probabilities of ``Uniform.corrupt`` over a grid of draws; exact for signal rates on the grid."""
+    """Joint probabilities ``[z_s, z_t]`` of ``Uniform.corrupt``, by a grid of draws; exact for signal rates on it."""
     uniforms = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
     symbols = (torch.arange(num, dtype=torch.float64) + 0.5) / num
     draws = torch.cartesian_prod(uniforms, symbols)[:, None]
@@ -61,7 +63,7 @@ def test_the_states_have_the_joint_distribution_of_the_deterministic_trajectory(
 
 
 @pytest.mark.parametrize(("t", "s"), TIMES)
-def test_both_marginals_are_those_of_uniform_state_diffusion(t, s):
+def test_the_marginals_of_the_trajectory_are_those_of_uniform_state_diffusion(t, s):
     joint = by_quadrature(t, s)
     for axis, time in ((1, s), (0, t)):
         expected = torch.full((NUM,), time / NUM, dtype=torch.float64)
@@ -69,7 +71,7 @@ def test_both_marginals_are_those_of_uniform_state_diffusion(t, s):
         torch.testing.assert_close(joint.sum(axis), expected, rtol=0, atol=1e-8)
 
 
-def test_the_joint_distribution_is_that_of_gaussian_latents_with_one_noise(chi_square):
+def test_the_joint_distribution_is_that_of_gaussian_latents_with_the_same_noise(chi_square):
     t, s, draws = 0.8, 0.4, 20_000
     noise = torch.randn(draws, 1, NUM, generator=named_generator("one noise"))
     x0 = torch.full((draws, 1), X0)
@@ -81,21 +83,21 @@ def test_the_joint_distribution_is_that_of_gaussian_latents_with_one_noise(chi_s
     assert chi_square(z_s * NUM + z_t, independent.flatten()) < 1e-9
 
 
-def explicit(kind, of_student, of_target):
-    """KL of rows of log-probabilities, from its definition."""
+def divergences_by_definition(kind, of_student, of_target):
+    """Divergences of rows of log-probabilities, from their definitions."""
     backward = (of_student.exp() * (of_student - of_target)).sum(-1)
     forward = (of_target.exp() * (of_target - of_student)).sum(-1)
     return {"backward": backward, "forward": forward, "jeffreys": backward + forward}[kind]
 
 
 @pytest.mark.parametrize("kind", ["backward", "forward", "jeffreys"])
-def test_values_and_gradient_are_those_of_the_definition(kind, monkeypatch):
+def test_divergences_and_their_gradient_are_those_of_the_definition(kind, monkeypatch):
     monkeypatch.setattr("didi.diffusion.rowwise.CACHE_ELEMENTS", 12)  # three rows at a time
     student, target = torch.randn(2, 7, 4, generator=named_generator("logits")).unbind()
     student.requires_grad_()
     target.requires_grad_()
     found = consistency_divergences(student, target.detach(), kind)
-    expected = explicit(kind, student.log_softmax(-1), target.log_softmax(-1).detach())
+    expected = divergences_by_definition(kind, student.log_softmax(-1), target.log_softmax(-1).detach())
     torch.testing.assert_close(found, expected)
     weights = torch.rand(7, generator=named_generator("weights"))
     (gradient,) = torch.autograd.grad(found @ weights, student)
@@ -147,7 +149,7 @@ def enumerated_loss(student, target, t, s, kind):
                 else:
                     joint = joint * (a == b) * (1 - alpha_s) / 3
             mass = mass + joint
-        total = total + mass * explicit(kind, of_student[j], of_target[i]).mean()
+        total = total + mass * divergences_by_definition(kind, of_student[j], of_target[i]).mean()
     return total
 
 
@@ -175,8 +177,3 @@ def test_the_gradient_of_a_step_is_that_of_the_expectation_over_the_joint_distri
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.03)
     found, exact = (flat_gradient(value, network) for value, network in ((loss, method.student), (expected, other)))
     assert (found - exact).norm() < 0.06 * exact.norm()
-
-
-def flat_gradient(value, network):
-    found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True, materialize_grads=True)
-    return torch.cat([gradient.double().flatten() for gradient in found])

@@ -1,4 +1,4 @@
-"""Constants and defaults of the objective that other tests import from the code."""
+"""The epsilon and the default group size of advantages, which other tests import and therefore do not check."""
 
 import pytest
 import torch
@@ -12,6 +12,6 @@ def test_the_epsilon_has_the_value_of_eq_7():
 
 
 @pytest.mark.parametrize("grouping", ["rows", "shared-time"])
-def test_the_default_group_size_is_refused(grouping):
+def test_groups_of_the_default_size_1_are_refused(grouping):
     with pytest.raises(UsageError, match="got 1 of 4"):
         advantages(torch.zeros(4, 1, 1), grouping=grouping)

@@ -1,7 +1,9 @@
 """The policy gradient is the gradient of the integral KL divergence, by enumeration of all outcomes.
 
 K = 2 symbols, L = 2 positions, mask = 2. The student is a table: free logits for each position of each of the 9 states.
-It generates in two moves, all masks -> z_tau -> x, and x is corrupted to z_t. All expectations are finite sums."""
+It generates in two moves, all masks -> z_tau -> x, and x is corrupted to z_t. All expectations are finite sums.
+Reductions A, B and C are those of ``didi.objectives.didi``.
+"""
 
 import functools
 import itertools
@@ -137,6 +139,7 @@ def rewards_of(outcomes, alpha_tau, alpha_t):
 
 
 def raw(rewards):
+    """Rewards as advantages, without a baseline."""
     return Advantages(rewards, rewards)
 
 
@@ -201,7 +204,8 @@ def advantages_of_two_states(outcomes, alpha_tau, alpha_t, grouping):
     return Advantages(*(part[:, 0].unflatten(0, joint.shape[:2]).double() for part in found))
 
 
-def mean_over_the_other(joint, outcomes, alpha_tau, alpha_t):
+def mean_over_second_state(joint, outcomes, alpha_tau, alpha_t):
+    """Expectation of the advantages of the first state over the outcomes of the second."""
     probs = outcomes.probs(STUDENT, alpha_tau, alpha_t)
     return Advantages(*(torch.einsum("j,ijgc->igc", probs, part) for part in joint))
 
@@ -220,7 +224,7 @@ def mean_over_the_other(joint, outcomes, alpha_tau, alpha_t):
 @pytest.mark.parametrize("alphas", [(0.5, 0.5), (0.3, 0.8)], ids=str, indirect=True)
 def test_baselines_do_not_change_the_expected_gradient(grouping, outcomes, share, revealed_only, alphas):
     # The states of a batch are exchangeable: the expectation of the mean is that of the first state.
-    advantage = mean_over_the_other(advantages_of_two_states(outcomes, *alphas, grouping), outcomes, *alphas)
+    advantage = mean_over_second_state(advantages_of_two_states(outcomes, *alphas, grouping), outcomes, *alphas)
     gradient = expected_gradient(outcomes, advantage, *alphas, revealed_only=revealed_only)
     expected = share * gradient_of_kl(*alphas)
     torch.testing.assert_close(gradient, expected, **SINGLE_PRECISION)

@@ -89,7 +89,7 @@ def test_with_one_initial_state_the_gradient_is_that_of_the_divergence_of_given_
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_with_several_initial_states_the_gradients_sum_to_that_of_a_common_shift(teacher, beta):
+def test_gradients_of_several_initial_states_sum_to_that_of_a_shift_of_all_auxiliary_logits(teacher, beta):
     logits = random(2, LENGTH, V)
     auxiliary = posterior(logits.softmax(-1), PRIOR)
     shift = torch.zeros(LENGTH, V, dtype=torch.float64, requires_grad=True)
@@ -153,17 +153,17 @@ def test_the_optimal_auxiliary_model_is_the_posterior(smoothing):
     assert smoothing == 0 or gradient(optimum) > 1e-3
 
 
-def test_the_divergences_of_all_states_are_that_of_sequences():
-    """Weighted by one over the number of masks, all numbers being equally likely, as the NELBO is."""
-    one, other = (posterior(random(2, LENGTH, V, seed=seed).softmax(-1), PRIOR) for seed in (0, 1))
+def test_the_weighted_sum_of_divergences_of_states_is_that_of_sequences():
+    """As in the NELBO: the sum over the number n of masks of 1/n times the mean over all masks of n positions."""
+    first, second = (posterior(random(2, LENGTH, V, seed=seed).softmax(-1), PRIOR) for seed in (0, 1))
     probs = [random(2, LENGTH, V, seed=seed).softmax(-1) for seed in (0, 1)]
     joint = [torch.einsum("s,sa,sb->ab", PRIOR, p[:, 0], p[:, 1]) for p in probs]
     expected = (joint[0] * (joint[0] / joint[1]).log()).sum()
     total = 0.0
     for a, b in CLEAN:
         for masks in MASKS:
-            size, z = sum(masks), [MASK if hidden else token for token, hidden in zip((a, b), masks, strict=True)]
-            rows = (table[index(z)][torch.tensor(masks)][:, :V] for table in (other, one))
+            size, z = sum(masks), [MASK if is_masked else token for token, is_masked in zip((a, b), masks, strict=True)]
+            rows = (table[index(z)][torch.tensor(masks)][:, :V] for table in (second, first))
             total = total + joint[0][a, b] / math.comb(LENGTH, size) / size * divergence("backward", *rows).sum()
     assert float(total) == pytest.approx(float(expected), rel=1e-6)
 

@@ -9,7 +9,7 @@ from didi.errors import UsageError
 from didi.objectives import mmd
 from didi.objectives.mmd import gaussian_kernel, median_distance, mmd_advantages, mmd_squared, sequence_kernel
 
-NUM_STATES = 3  # distributions of three outcomes: all batches of four samples are 81
+NUM_STATES = 3  # three outcomes, so that there are 81 batches of four samples
 NUM_SAMPLES = 4
 OUTCOMES = torch.tensor(list(product(range(NUM_STATES), repeat=NUM_SAMPLES)))
 LOGITS = torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64)
@@ -59,13 +59,13 @@ def test_the_policy_gradient_is_that_of_the_discrepancy(kernel, settings, num_re
     torch.testing.assert_close(expected_gradient(kernel, num_real, **settings), exact_gradient(kernel))
 
 
-def test_baselines_keep_the_expectation_and_leave_one_out_has_less_variance(kernel):
-    """Without a baseline, the cost of a sample is twice its mean kernel with others minus that with the corpus."""
+def test_baselines_keep_the_expectation_and_leave_one_out_has_less_variance_than_groups(kernel):
     sample_kernel = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
     cross_kernel = (kernel @ DATA)[OUTCOMES][..., None]
     probs, scores = LOGITS.softmax(0), torch.eye(NUM_STATES, dtype=torch.float64) - LOGITS.softmax(0)
     weights = probs[OUTCOMES].prod(1)[:, None]
     others = sample_kernel.sum(2) - sample_kernel.diagonal(dim1=1, dim2=2)
+    # Without a baseline: estimates of the derivatives of the discrepancy with respect to the samples' probabilities.
     costs = 2 * others / (NUM_SAMPLES - 1) - 2 * cross_kernel[..., 0]
     means, variances = [], []
     for advantage in (
@@ -108,8 +108,8 @@ def test_a_kernel_of_sequences_is_the_mean_over_pairs_of_points(monkeypatch):
         torch.testing.assert_close(sequence_kernel(first, second, bandwidths), pairs.mean((3, 4)))
         weighted = (pairs.mean(4) * weights[:, :, None]).sum(3)
         torch.testing.assert_close(sequence_kernel(first, second, bandwidths, weights), weighted)
-        turned = sequence_kernel(second, first, bandwidths, None, weights)
-        torch.testing.assert_close(turned, weighted.transpose(1, 2))
+        transposed = sequence_kernel(second, first, bandwidths, None, weights)
+        torch.testing.assert_close(transposed, weighted.transpose(1, 2))
 
 
 def test_a_kernel_depends_on_differences_of_features_even_if_these_are_far_from_zero():

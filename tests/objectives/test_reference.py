@@ -1,4 +1,4 @@
-"""The policy gradient with a reference is that of an upper bound of the divergence, tight if both are equal."""
+"""With a reference, the policy gradient is that of an upper bound, which is tight if the reference is the student."""
 
 import pytest
 import torch
@@ -12,6 +12,8 @@ from didi.methods.reference import Reference
 from didi.methods.rollout import rollout
 from didi.objectives.didi import advantages, policy_loss, second_move_score
 from didi.sampling.base import path_alphas
+
+from .gradients import assert_mean_is, flat_gradient
 
 NUM_SYMBOLS, LENGTH, NUM_MOVES = 3, 3, 2
 PROCESS = Absorbing(NUM_SYMBOLS)
@@ -39,24 +41,19 @@ def distribution(network):
 def path_divergence(student, reference):
     """KL divergence of the distributions of paths: expected sum over moves of that of the revealed tokens."""
     of_student, of_reference = predictions(student), predictions(reference)
-    mass, found = STATES.all_masked(), 0.0
+    mass, total = STATES.all_masked(), 0.0
     is_masked = STATES.tokens == NUM_SYMBOLS
     for chance in reveal_probabilities(ALPHAS):
-        gap = (of_student * (of_student.log() - of_reference.log())).sum(-1)
-        found = found + chance * (mass * torch.where(is_masked, gap, 0.0).sum(-1)).sum()
+        token_kl = (of_student * (of_student.log() - of_reference.log())).sum(-1)
+        total = total + chance * (mass * torch.where(is_masked, token_kl, 0.0).sum(-1)).sum()
         mass = after_move(STATES, mass, successor_probs(STATES, chance, STATES.by_pattern(of_student)))
-    return found
+    return total
 
 
 def bound(student, reference):
     """KL(p(path) || r(path | x) q(x)) of the student p and the reference r."""
     log_ratio = distribution(reference).log().detach() - LOG_Q
     return path_divergence(student, reference) + (distribution(student) * log_ratio).sum()
-
-
-def flat_gradient(value, network):
-    found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
-    return torch.cat([gradient.double().flatten() for gradient in found if gradient is not None])
 
 
 def drawn(student, name, num_samples=1000, **settings):
@@ -70,7 +67,7 @@ def reference_of(network):
 
 
 def policy_gradient(student, reference, batch, grouping):
-    """Policy gradient with the exact log-ratio of the reference, plus that of student and reference."""
+    """Policy gradient; the rewards are log r(x) / q(x), exact, plus log-ratios of paths of student and reference."""
     log_ratio = (distribution(reference).log().detach() - LOG_Q).float()
     index = (batch.x * NUM_SYMBOLS ** torch.arange(LENGTH - 1, -1, -1)).sum(-1)
     rewards = (log_ratio[index] + reference_of(reference).log_ratio(batch))[..., None]
@@ -87,12 +84,8 @@ def test_the_policy_gradient_is_that_of_the_bound(networks, settings):
     exact = flat_gradient(bound(student, reference), student)
     batches = [drawn(student, number, **settings) for number in range(30)]
     grouping = settings.get("advantage", "leave-one-out")
-    found = torch.stack([policy_gradient(student, reference, batch, grouping) for batch in batches])
-    along = found @ exact / (exact @ exact)
-    error = along.std() / len(along) ** 0.5
-    assert error < 0.03
-    assert abs(along.mean() - 1) < 4 * error
-    assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.97
+    estimates = [policy_gradient(student, reference, batch, grouping) for batch in batches]
+    assert_mean_is(exact, estimates, max_error=0.03, min_cosine=0.97)
 
 
 def test_the_bound_is_tight_if_student_and_reference_are_equal(networks):
@@ -100,9 +93,9 @@ def test_the_bound_is_tight_if_student_and_reference_are_equal(networks):
     p = distribution(student)
     divergence = (p * (p.log() - LOG_Q)).sum()
     torch.testing.assert_close(bound(student, student), divergence)
-    kept = reference_of(student).network.requires_grad_(requires_grad=False)
+    fixed = reference_of(student).network.requires_grad_(requires_grad=False)
     torch.testing.assert_close(
-        flat_gradient(bound(student, kept), student), flat_gradient(divergence, student), atol=1e-6, rtol=1e-4
+        flat_gradient(bound(student, fixed), student), flat_gradient(divergence, student), atol=1e-6, rtol=1e-4
     )
     assert bound(student, other) > divergence + 0.1
 
@@ -112,7 +105,7 @@ def test_the_bound_is_tight_if_student_and_reference_are_equal(networks):
 def test_log_ratios_of_paths_are_zero_for_a_reference_equal_to_the_student(networks, settings):
     student, other = networks
     batch = drawn(student, "same", **settings)
-    same, moved = reference_of(student).log_ratio(batch), reference_of(other).log_ratio(batch)
+    same, different = reference_of(student).log_ratio(batch), reference_of(other).log_ratio(batch)
     torch.testing.assert_close(same, torch.zeros_like(same), atol=1e-5, rtol=0)
     expected = float(path_divergence(student, other))
-    assert abs(moved.mean() - expected) < 4 * moved.std() / len(batch.x) ** 0.5
+    assert abs(different.mean() - expected) < 4 * different.std() / len(batch.x) ** 0.5

@@ -50,7 +50,7 @@ class TableDenoiser:
         return features
 
 
-def number_of(z):
+def state_number(z):
     return int(z[0]) * 3 + int(z[1])
 
 
@@ -66,7 +66,7 @@ def cases(t, dt, num_steps):
     widths = [high - low for high, low in itertools.pairwise(edges)]
     draws = torch.tensor(list(itertools.product([0.125, 0.375, 0.625, 0.875], repeat=2 * (num_steps - 1))))
     draws = draws.double().view(len(draws), num_steps - 1, 2)
-    found = []
+    outcomes = []
     for (x0, prob), pair in itertools.product(
         zip(CLEAN, DATA, strict=True), itertools.product(range(len(numbers)), repeat=2)
     ):
@@ -75,8 +75,8 @@ def cases(t, dt, num_steps):
         u = torch.tensor([numbers[n] for n in pair])
         is_masked = torch.stack([u < time for time in times])
         for uniforms in draws:
-            found.append((x0.where(~is_masked[0], MASK), is_masked, uniforms, weight / len(draws)))
-    z, is_masked, uniforms, weights = zip(*found, strict=True)
+            outcomes.append((x0.where(~is_masked[0], MASK), is_masked, uniforms, weight / len(draws)))
+    z, is_masked, uniforms, weights = zip(*outcomes, strict=True)
     return torch.stack(z), torch.stack(is_masked, 1), torch.stack(uniforms, 1), torch.stack(weights)
 
 
@@ -94,10 +94,10 @@ def expected_loss_of_the_code(student, kind, t, dt, num_steps):
 def targets_by_hand(z, t, dt, num_steps, teacher):
     """Pairs of a probability and the targets of all positions, by recursion over the teacher's steps."""
     masked = [n for n in range(2) if z[n] == MASK]
-    probs = teacher[number_of(z)]
+    probs = teacher[state_number(z)]
     if num_steps == 1:
         return [(1.0, {n: probs[n] for n in masked})]
-    chance, found = min(1.0, dt / t), []
+    chance, pairs = min(1.0, dt / t), []
     for revealed in itertools.product([False, True], repeat=len(masked)):
         now = [n for n, is_now in zip(masked, revealed, strict=True) if is_now]
         weight = chance ** len(now) * (1 - chance) ** (len(masked) - len(now))
@@ -107,8 +107,8 @@ def targets_by_hand(z, t, dt, num_steps, teacher):
                 after[n], drawn = token, drawn * float(probs[n, token])
             if drawn:
                 for later, rest in targets_by_hand(after, t - dt, dt, num_steps - 1, teacher):
-                    found.append((drawn * later, {n: probs[n] for n in now} | rest))
-    return found
+                    pairs.append((drawn * later, {n: probs[n] for n in now} | rest))
+    return pairs
 
 
 def expected_loss_by_hand(student, kind, t, dt, num_steps, teacher=TEACHER):
@@ -117,7 +117,7 @@ def expected_loss_by_hand(student, kind, t, dt, num_steps, teacher=TEACHER):
         for pattern in itertools.product([False, True], repeat=2):
             z = x0.where(~torch.tensor(pattern), MASK)
             weight = prob * t ** sum(pattern) * (1 - t) ** (2 - sum(pattern))
-            p = student[number_of(z)].softmax(-1)
+            p = student[state_number(z)].softmax(-1)
             for chance, targets in targets_by_hand(z, t, dt, num_steps, teacher):
                 total = total + weight * chance * sum(LOSSES[kind](q, p[n]) for n, q in targets.items())
     return total
@@ -198,7 +198,7 @@ def test_every_masked_position_has_one_target():
     assert torch.equal(found[2], u < 0.2)
 
 
-def test_the_step_grows_by_the_number_of_teacher_steps():
+def test_each_round_multiplies_the_step_by_the_number_of_teacher_steps():
     assert [1 / step_size(number, 1024, 2) for number in range(7)] == [1024, 512, 256, 128, 64, 32, 16]
     assert 1 / step_size(2, 27, 3) == 3
     times = step_times(torch.tensor([0.9, 0.1]), 0.25, 3)
@@ -226,7 +226,7 @@ def test_the_fixed_point_minimises_the_expected_loss_of_each_round(loss, monkeyp
         teacher = found
 
 
-def test_the_time_of_a_state_is_that_given_its_number_of_masks():
+def test_reveal_weights_average_over_the_times_of_a_state_given_its_number_of_masks():
     t = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     given_masks = torch.distributions.Binomial(3, t).log_prob(torch.tensor(2.0)).exp()
     chance = (0.25 / t).clamp(max=1)

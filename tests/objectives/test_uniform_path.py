@@ -19,6 +19,8 @@ from didi.objectives.didi import advantages, policy_loss, second_move_score
 from didi.sampling.base import path_alphas, time_grid
 from didi.sampling.uniform_ancestral import UniformAncestral
 
+from .gradients import assert_mean_is, flat_gradient
+
 NUM_SYMBOLS, LENGTH = 3, 3
 PROCESS = Uniform(NUM_SYMBOLS)
 STATES = torch.cartesian_prod(*[torch.arange(NUM_SYMBOLS)] * LENGTH)
@@ -31,26 +33,26 @@ BRANCHES = {"completions": 3, "advantage": "shared-state"}
 
 @pytest.fixture(scope="module")
 def networks(make_dit_of_states):
-    """Student and reference, whose prediction depends on the state and on the time."""
+    """Student and reference, whose predictions depend on the state and the time."""
     return [make_dit_of_states(seed=seed, **SHAPE) for seed in (2, 3)]
 
 
 def transitions(network, num_moves, process=PROCESS):
     """Probabilities of the tokens of each position after each move, from every state; by Bayes' rule, with gradient."""
-    found = []
+    tables = []
     for t, s in pairwise(time_grid(num_moves)):
         t, s = t.expand(len(STATES)), s.expand(len(STATES))
         log_probs = process.log_probs(network(STATES, process.noise_level(network, t))).double()
-        found.append(process.posterior(STATES, log_probs, t, s))
-    return found
+        tables.append(process.posterior(STATES, log_probs, t, s))
+    return tables
 
 
 def joint(probs):
     """Probabilities of all sequences of independent positions, ``[n, c]``."""
-    found = probs.new_ones(len(probs), 1)
+    sequence_probs = probs.new_ones(len(probs), 1)
     for position in range(LENGTH):
-        found = (found[:, :, None] * probs[:, position, None]).flatten(1)
-    return found
+        sequence_probs = (sequence_probs[:, :, None] * probs[:, position, None]).flatten(1)
+    return sequence_probs
 
 
 def exact_distribution(network, num_moves):
@@ -59,11 +61,6 @@ def exact_distribution(network, num_moves):
     for probs in transitions(network, num_moves):
         mass = mass @ joint(probs)
     return mass
-
-
-def flat_gradient(value, network):
-    found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True, materialize_grads=True)
-    return torch.cat([gradient.double().flatten() for gradient in found])
 
 
 def draw(student, num_moves, name, num_samples=8000, process=PROCESS, **settings):
@@ -136,20 +133,11 @@ def log_ratio_and_exact_gradient(student, num_moves):
 
 
 def policy_gradient(student, batch, rewards, grouping):
-    """The estimate of a batch."""
+    """Policy gradient of a batch, given its rewards."""
     advantage = advantages(rewards[..., None], grouping=grouping, normalise=False)
     is_predicted = (PROCESS.is_predicted(z) for z in (batch.z_tau, batch.z_t))
     second = second_move_score(batch.completion_log_probs, *is_predicted, revealed_only=False)
     return flat_gradient(policy_loss(batch.first_score, second, advantage, torch.ones(len(batch.x))).mean(), student)
-
-
-def assert_agree(found, exact, most_error):
-    """The estimates have the exact gradient as their mean: along it within 4 standard errors, and in direction."""
-    along = found @ exact / (exact @ exact)
-    error = along.std() / len(along) ** 0.5
-    assert error < most_error
-    assert abs(along.mean() - 1) < 4 * error
-    assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.95
 
 
 @pytest.mark.parametrize("num_moves", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
@@ -157,8 +145,8 @@ def test_the_policy_gradient_is_that_of_the_exact_divergence(networks, num_moves
     student = networks[0]
     log_ratio, exact = log_ratio_and_exact_gradient(student, num_moves)
     batches = [draw(student, num_moves, number + 1, num_samples=1000) for number in range(20)]
-    found = [policy_gradient(student, batch, log_ratio[index_of(batch.x)], "leave-one-out") for batch in batches]
-    assert_agree(torch.stack(found), exact, 0.05)
+    estimates = [policy_gradient(student, batch, log_ratio[index_of(batch.x)], "leave-one-out") for batch in batches]
+    assert_mean_is(exact, estimates, max_error=0.05)
 
 
 @pytest.mark.parametrize("num_moves", [2, 4])
@@ -190,8 +178,8 @@ def test_with_branches_the_policy_gradient_is_the_same(networks, branch):
     student = networks[0]
     log_ratio, exact = log_ratio_and_exact_gradient(student, 3)
     batches = [branches(student, 3, branch, name) for name in range(20)]
-    found = [policy_gradient(student, batch, log_ratio[index_of(batch.x)], "shared-state") for batch in batches]
-    assert_agree(torch.stack(found), exact, 0.06)
+    estimates = [policy_gradient(student, batch, log_ratio[index_of(batch.x)], "shared-state") for batch in batches]
+    assert_mean_is(exact, estimates, max_error=0.06)
 
 
 @pytest.mark.slow
@@ -221,11 +209,11 @@ def test_completions_are_independent_given_the_state_where_they_branch(networks,
 
 def path_divergence(student, reference, num_moves):
     """KL divergence of the distributions of paths: the sum over moves, in expectation over the student's states."""
-    mass, found = torch.full((len(STATES),), 1 / len(STATES)).double(), 0.0
+    mass, total = torch.full((len(STATES),), 1 / len(STATES)).double(), 0.0
     for p, r in zip(transitions(student, num_moves), transitions(reference, num_moves), strict=True):
-        found = found + (mass * (p * (p.log() - r.log())).sum((1, 2))).sum()
+        total = total + (mass * (p * (p.log() - r.log())).sum((1, 2))).sum()
         mass = mass @ joint(p)
-    return found
+    return total
 
 
 def reference_of(network, num_moves):
@@ -238,20 +226,20 @@ def test_with_a_reference_the_policy_gradient_is_that_of_the_bound(networks, set
     student, reference = networks
     log_ratio = (exact_distribution(reference, 2).log() - LOG_Q).detach()
     bound = path_divergence(student, reference, 2) + (exact_distribution(student, 2) * log_ratio).sum()
-    exact, kept = flat_gradient(bound, student), reference_of(reference, 2)
-    grouping, found = settings.get("advantage", "leave-one-out"), []
+    exact, fixed = flat_gradient(bound, student), reference_of(reference, 2)
+    grouping, estimates = settings.get("advantage", "leave-one-out"), []
     for number in range(30):
         batch = draw(student, 2, number, 1000, **settings)
-        rewards = log_ratio[index_of(batch.x)] + kept.log_ratio(batch)
-        found.append(policy_gradient(student, batch, rewards, grouping))
-    assert_agree(torch.stack(found), exact, 0.05)
+        rewards = log_ratio[index_of(batch.x)] + fixed.log_ratio(batch)
+        estimates.append(policy_gradient(student, batch, rewards, grouping))
+    assert_mean_is(exact, estimates, max_error=0.05)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_log_ratio_of_a_reference_is_0_at_the_student_and_else_the_divergence_of_paths(networks):
+def test_log_ratios_are_0_if_the_reference_is_the_student_and_else_average_to_the_divergence_of_paths(networks):
     student, other = networks
     batch = draw(student, 3, "ratio")
-    same, moved = (reference_of(network, 3).log_ratio(batch) for network in (student, other))
+    same, different = (reference_of(network, 3).log_ratio(batch) for network in (student, other))
     assert same.abs().max() < 1e-5
-    assert abs(moved.mean() - path_divergence(student, other, 3)) < 4 * moved.std() / len(moved) ** 0.5
+    assert abs(different.mean() - path_divergence(student, other, 3)) < 4 * different.std() / len(different) ** 0.5
