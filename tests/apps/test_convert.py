@@ -13,7 +13,7 @@ from torch import nn
 
 import didi
 from didi.apps.convert import export, run_convert
-from didi.errors import DidiError, UsageError
+from didi.errors import UsageError
 from didi.models import inert_pickle
 from didi.models.convert import BACKBONE_PREFIX, BUFFERS, HEAD
 from didi.models.discriminator import Discriminator
@@ -351,7 +351,7 @@ def test_a_tokenizer_larger_than_the_network_is_refused(tmp_path):
 
 def test_a_hub_name_with_other_characters_is_refused_by_the_hub_client(tmp_path):
     for name in ("owner/..", "own er/name", "owner/na\\me"):
-        with pytest.raises(DidiError, match=r"no reachable Hub repository .*: Repo id must use alphanumeric chars"):
+        with pytest.raises(UsageError, match=r"no name of a Hub repository: .*: Repo id must use alphanumeric chars"):
             converted("mdlm", name, tmp_path)
 
 

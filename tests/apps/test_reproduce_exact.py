@@ -60,7 +60,7 @@ def test_objectives_are_compared_with_two_moves():
     for name in ("preset paper", "preset released", *whole):
         assert lines.count(f"| {name} |") == 2
     assert lines.count("a reference every 10 steps; learning rates 0.001 (student) and 0.002") == len(plan.nfes)
-    assert lines.count("| two moves (ours) |") == 1  # nothing is compared with itself
+    assert lines.count("| two moves, reduced variance |") == 1  # nothing is compared with itself
     runs = {cell.bundle.config.objective.trajectory for cell in objectives_cells(plan) if cell.role == "student"}
     assert runs == {"two-moves", "whole-path"}
 

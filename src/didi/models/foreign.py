@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, first_line
 from didi.hub import failure_reason, hub_or_cache
 from didi.models import inert_pickle
 from didi.models.checkpoint_keys import AVERAGE, BACKBONE, DISCRIMINATOR, by_network
@@ -111,14 +111,20 @@ def download(repository: str, patterns: Sequence[str], revision: str | None = No
     """Download the files of a Hub repository that match ``patterns``; returns their folder in the cache of the Hub.
 
     Raises:
+        UsageError: no repository can have this name.
         DidiError: the repository does not exist, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     with hub_or_cache() as is_reached:
         try:
             return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
-        except Exception as error:  # the client raises many classes of network, permission and name errors
+        except HFValidationError as error:
+            raise UsageError(
+                f"no folder and no name of a Hub repository: {repository!r}: {first_line(error)}"
+            ) from error
+        except Exception as error:  # the client raises many classes of network and permission errors
             reason = failure_reason(error, is_reached=is_reached)
             raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error
 

@@ -1,4 +1,4 @@
-"""Our objectives, with the discriminator and optimizers that fit them; shared by recipes."""
+"""Objectives that several recipes share, with the discriminator and optimizers that fit them."""
 
 from didi.methods.didi_settings import DiscriminatorSettings
 from didi.methods.objective_settings import ObjectiveConfig
@@ -6,7 +6,7 @@ from didi.methods.settings import OptimizerConfig
 
 # The paper's two moves with the exact variance reductions A and B. The divergence prevents a low entropy of many-step
 # samples; its weight was chosen on ``markov`` (docs/lab-notes.md).
-OURS = ObjectiveConfig(
+TWO_MOVES = ObjectiveConfig(
     completions=3,
     advantage="shared-state",
     revealed_only=True,

@@ -9,7 +9,7 @@ from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes import dimo
 from didi.recipes.mmd import mmd_published
-from didi.recipes.objectives import OURS
+from didi.recipes.objectives import TWO_MOVES
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
 from didi.recipes.uniform_state import duo, udlm
@@ -104,7 +104,7 @@ DISTILL: dict[str, DistillConfig] = {
     "owt-169m": DistillConfig(
         recipe="owt-169m",
         data=replace(OWT, tokenizer=None),
-        objective=OURS,
+        objective=TWO_MOVES,
         discriminator=DiscriminatorSettings(trainable_blocks=4, warmup_steps=1000),  # row 8; App. F.6 for the warm-up
         student_optimizer=_OWT_OPTIMIZER,
         discriminator_optimizer=replace(_OWT_OPTIMIZER, learning_rate=1e-5),
@@ -113,7 +113,7 @@ DISTILL: dict[str, DistillConfig] = {
     "owt-424m": DistillConfig(
         recipe="owt-424m",
         data=replace(OWT, tokenizer=None),
-        objective=OURS,
+        objective=TWO_MOVES,
         discriminator=DiscriminatorSettings(trainable_blocks=8, warmup_steps=1000),  # "more trainable", Sec. 5.4
         student_optimizer=_OWT_OPTIMIZER,
         discriminator_optimizer=replace(_OWT_OPTIMIZER, learning_rate=1e-5),

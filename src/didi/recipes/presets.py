@@ -6,7 +6,7 @@ from typing import Any
 
 from didi.arguments import one_of
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
-from didi.recipes.objectives import OURS
+from didi.recipes.objectives import TWO_MOVES
 
 # Settings of all presets: one logit per token, one discriminator update per step.
 _SHARED: dict[str, Any] = {"output": "token", "steps_per_student_step": 1, "fresh_rollouts": False}
@@ -16,7 +16,7 @@ def _two_moves(config: DistillConfig) -> DistillConfig:
     """The paper's two moves with our exact reductions of variance: the base of ``recipes.ablations``."""
     return replace(
         config,
-        objective=OURS,
+        objective=TWO_MOVES,
         discriminator=replace(
             config.discriminator, real_source="corpus", label_smoothing=0.1, guidance_steps=0, **_SHARED
         ),

@@ -7,7 +7,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.models.esm2 import SIZES, Esm2Config
-from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
+from didi.recipes.objectives import TWO_MOVES, paths_discriminator, paths_optimizer, whole_path
 
 # Proteins of 50 to 254 residues between their begin and end symbols. The judge is trained on the other half of
 # the clusters.
@@ -90,7 +90,7 @@ DISTILL: dict[str, DistillConfig] = {
             corpus="uniref50.fasta",  # App. F.6; a file of the user
             length=1024,  # App. F.6; longer proteins are left out, not cut
         ),
-        objective=OURS,
+        objective=TWO_MOVES,
         discriminator=DiscriminatorSettings(
             output="sequence",  # App. F.6: a scalar
             trainable_blocks=4,  # as for text, row 8
