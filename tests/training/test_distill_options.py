@@ -42,7 +42,7 @@ def test_the_discriminator_may_learn_from_the_first_completions_only(make_job, c
 
 
 @pytest.mark.parametrize("number", [1, 10, 12])
-def test_teacher_steps_may_have_any_number(make_job, monkeypatch, number):
+def test_the_teacher_may_sample_with_any_number_of_moves(make_job, monkeypatch, number):
     drawn = []
     monkeypatch.setattr(real_source, "generate", lambda *_, nfe, **__: drawn.append(nfe) or SimpleNamespace(tokens=0))
     make_job(with_discriminator(real_source=f"teacher-steps={number}")).method._real(0, 0, 0, 4)
