@@ -210,7 +210,7 @@ def test_sequences_may_be_shorter_than_the_teachers_context(teacher, tmp_path, r
     assert_trains(make_trainer(config, Inputs(MarkovSource(6, seed=0), CPU, tmp_path, teacher)))
 
 
-def test_a_teacher_pool_is_drawn_once_and_kept(make_job, tmp_path, teacher):
+def test_a_teacher_pool_is_drawn_once_and_kept(make_job, tmp_path):
     config = with_discriminator(real_source="teacher-pool")
     make_job(config)
     file = tmp_path / "teacher-pool.safetensors"
@@ -231,7 +231,7 @@ def test_teacher_samples_drawn_in_every_step_depend_on_the_step_only(make_job):
     assert not torch.equal(rows, job.method._real(1, 0, 0, 6))
 
 
-def test_a_group_of_advantage_rows_shares_a_corpus_row(make_job, source):
+def test_a_group_of_advantage_rows_shares_a_corpus_row(make_job):
     job = make_job(with_objective(advantage="rows", group_size=2, completions=1))
     rows = job.method._real(5, 0, 0, 4).view(2, 2, 8)
     assert torch.equal(rows[:, 0], rows[:, 1])
@@ -266,7 +266,7 @@ def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, t
 
 
 @pytest.mark.slow
-def test_adapters_share_the_teachers_weights_and_are_merged_in_the_bundle(make_job, teacher):
+def test_adapters_share_the_teachers_weights_and_are_merged_in_the_bundle(make_job):
     job = make_job(replace(CONFIG, lora_rank=2))
     start = weights(job.method.teacher)
     shared = {parameter.data_ptr() for parameter in job.method.teacher.parameters()}

@@ -28,7 +28,7 @@ from .distill_case import (
     ("advantage", "completions"),
     [("batch", 1), ("rows", 1), ("rows", 2), ("shared-time", 2), ("leave-one-out", 1), ("shared-state", 3)],
 )
-def test_every_grouping_trains(make_job, advantage, completions):
+def test_every_advantage_trains(make_job, advantage, completions):
     assert_trains(make_job(with_objective(advantage=advantage, completions=completions, group_size=2)))
 
 

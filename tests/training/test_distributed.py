@@ -1,4 +1,4 @@
-"""Several processes: results equal to those of one, shares of a batch, and errors of another process."""
+"""Several processes: results equal to those of one, the division of a batch, and errors of another process."""
 
 import runpy
 import subprocess

@@ -136,7 +136,7 @@ def test_the_settings_record_the_network_of_the_start(started, source, tmp_path)
 
 
 @pytest.mark.parametrize("start", ["./bundles/antiberty", "nobody/antiberty"])
-def test_a_missing_start_is_one_line_with_the_way_to_make_it(start, source, monkeypatch, tmp_path):
+def test_a_missing_start_is_reported_in_one_line_with_the_command_that_makes_it(start, source, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def unreachable(repository, *arguments):
