@@ -8,7 +8,7 @@ OBJECTIVES, EVALUATION = "tests/objectives/", "tests/evaluation/"
 WIRING = f"{TRAINING}test_wiring.py"
 WIRING_OPTIMIZERS = f"{TRAINING}test_wiring_optimizers.py"
 SETTINGS = f"{TRAINING}test_settings.py"
-RECORDS = f"{SETTINGS}::test_no_field_of_a_record_changes"
+RECORDS = f"{SETTINGS}::test_all_dataclasses_are_frozen"
 OPTIONS = f"{TRAINING}test_distill_options.py"
 DISTILL = f"{TRAINING}test_distill.py"
 PRETRAIN = f"{TRAINING}test_pretrain.py"
@@ -71,9 +71,9 @@ TESTS = {
     "didi/evaluation/exact/sdtt": [f"{OBJECTIVES}test_sdtt.py"],
     "didi/evaluation/exact/states": [f"{EVALUATION}test_exact_states.py", EXACT, RECORDS],
     "didi/evaluation/exact/uniform_guided": [f"{SAMPLING}test_uniform_guided.py"],
-    "didi/methods/base": [SETTINGS, f"{TRAINING}test_didi_figures.py", WIRING, PRETRAIN],
+    "didi/methods/base": [SETTINGS, f"{TRAINING}test_didi_metrics.py", WIRING, PRETRAIN],
     "didi/methods/dcd": [f"{TRAINING}test_dcd.py", RECORDS],
-    "didi/methods/didi": [WIRING, f"{TRAINING}test_didi_figures.py", WIRING_OPTIMIZERS, OPTIONS, DISTILL, RECORDS],
+    "didi/methods/didi": [WIRING, f"{TRAINING}test_didi_metrics.py", WIRING_OPTIMIZERS, OPTIONS, DISTILL, RECORDS],
     "didi/methods/didi_networks": [WIRING, WIRING_OPTIMIZERS, OPTIONS, DISTILL],
     "didi/methods/didi_settings": [
         SETTINGS,
@@ -83,10 +83,10 @@ TESTS = {
     ],
     "didi/methods/dimo": [f"{TRAINING}test_dimo.py", RECORDS],
     "didi/methods/discriminator_step": [
-        f"{WIRING}::test_the_discriminators_settings_reach_the_gradients",
+        f"{WIRING}::test_every_field_of_the_discriminators_settings_changes_the_gradients",
         f"{PADDED}::test_the_discriminators_gradient_is_that_of_the_proteins_alone",
-        f"{TRAINING}test_didi_figures.py",
-        f"{WIRING}::test_networks_that_read_the_noise_level",
+        f"{TRAINING}test_didi_metrics.py",
+        f"{WIRING}::test_the_gradients_of_networks_that_read_the_noise_level_equal_the_rebuilt_ones",
     ],
     "didi/methods/duo": [f"{TRAINING}test_duo.py", "tests/apps/test_train_options.py", RECORDS],
     "didi/methods/elbo": [SETTINGS, PRETRAIN, WIRING_OPTIMIZERS],
@@ -99,17 +99,17 @@ TESTS = {
     ],
     "didi/methods/mmd": [f"{TRAINING}test_mmd.py", RECORDS],
     "didi/methods/real_source": [
-        f"{WIRING}::test_the_discriminators_settings_reach_the_gradients",
+        f"{WIRING}::test_every_field_of_the_discriminators_settings_changes_the_gradients",
         f"{WIRING}::test_micro_batches_are_averaged",
         OPTIONS,
         WIRING,
         DISTILL,
     ],
     "didi/methods/regularisation": [
-        f"{TRAINING}test_didi_figures.py",
-        f"{WIRING}::test_the_objective_reaches_the_student",
-        f"{PADDED}::test_teacher_log_probs_have_the_lengths_of_each_step",
-        f"{WIRING}::test_combinations_of_settings",
+        f"{TRAINING}test_didi_metrics.py",
+        f"{WIRING}::test_every_field_of_the_objective_changes_the_gradient_of_the_student",
+        f"{PADDED}::test_the_teachers_first_log_probs_are_computed_anew_for_the_lengths_of_each_step",
+        f"{WIRING}::test_the_gradients_of_combined_settings_equal_the_rebuilt_ones",
         OPTIONS,
     ],
     "didi/methods/rollout": [f"{TRAINING}test_rollout.py", WIRING, RECORDS],
@@ -123,7 +123,7 @@ TESTS = {
     ],
     "didi/methods/whole_path": [
         *PATHS,
-        f"{WIRING}::test_the_objective_reaches_the_student",
+        f"{WIRING}::test_every_field_of_the_objective_changes_the_gradient_of_the_student",
         f"{WIRING}::test_a_path_has_the_configured_number_of_moves",
         f"{TRAINING}test_reference.py",
     ],

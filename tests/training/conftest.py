@@ -1,3 +1,5 @@
+"""Fixtures of the training tests: a source, a teacher, short distillations, and checks of resumed runs."""
+
 import copy
 import json
 import os
@@ -30,7 +32,7 @@ def teacher(make_dit):
 
 @pytest.fixture
 def make_job(source, teacher, tmp_path):
-    """A distillation of a few steps."""
+    """Function that makes a distillation of a few steps."""
 
     def make(config=CONFIG, folder=tmp_path, bundle=teacher):
         return make_trainer(config, Inputs(source, CPU, folder, bundle))
@@ -40,7 +42,7 @@ def make_job(source, teacher, tmp_path):
 
 @pytest.fixture(scope="session")
 def assert_same_state():
-    """Asserts that two nested states are equal bit for bit."""
+    """Function that asserts that two nested states are equal bit for bit."""
 
     def check(first, second):
         if isinstance(first, dict):
@@ -60,24 +62,27 @@ def assert_same_state():
 
 
 @pytest.fixture
-def run_twice(tmp_path, assert_same_state):
-    """Asserts that a run that is stopped and resumed in a new job ends in the same state as an uninterrupted run."""
+def assert_resumes_exactly(tmp_path, assert_same_state):
+    """Function that asserts that a run that is resumed by a new job ends in the same state as an uninterrupted run.
 
-    def figures(folder):
+    Its arguments: a function that makes a job for a folder, the ``LoopConfig``, and the step with the signal to stop.
+    """
+
+    def metric_rows(folder):
         rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         # Times differ; a resumed run also repeats passes whose results were cached.
         varying = ("tokens_per_second", "sequence_passes")
         return [{key: value for key, value in row.items() if key not in varying} for row in rows]
 
     def check(make_job, config, stop_in):
-        straight_folder, stopped_folder = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "stopped")
-        straight, stopped = make_job(straight_folder.path), make_job(stopped_folder.path)
-        for folder in (straight_folder, stopped_folder):
+        whole_folder, stopped_folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+        whole, stopped = make_job(whole_folder.path), make_job(stopped_folder.path)
+        for folder in (whole_folder, stopped_folder):
             folder.prepare("", resume=False)
-        start = copy.deepcopy(straight.state_dict()["average"]["weights"])
-        run(straight, config, straight_folder, resume=False)
+        start = copy.deepcopy(whole.state_dict()["average"]["weights"])
+        run(whole, config, whole_folder, resume=False)
         assert any(
-            not torch.equal(value, start[name]) for name, value in straight.state_dict()["average"]["weights"].items()
+            not torch.equal(value, start[name]) for name, value in whole.state_dict()["average"]["weights"].items()
         )
 
         step = stopped.step
@@ -93,7 +98,7 @@ def run_twice(tmp_path, assert_same_state):
         torch.manual_seed(999)  # the global generator of a new process has another state
         resumed = make_job(stopped_folder.path)
         run(resumed, config, stopped_folder, resume=True)
-        assert_same_state(resumed.state_dict(), straight.state_dict())
-        assert figures(stopped_folder) == figures(straight_folder)
+        assert_same_state(resumed.state_dict(), whole.state_dict())
+        assert metric_rows(stopped_folder) == metric_rows(whole_folder)
 
     return check

@@ -25,7 +25,7 @@ CONFIG = DistillConfig(
     ),
 )
 
-
+# Keyword arguments of ``ObjectiveConfig``: a state of a path, a whole path, completions of its states, several budgets.
 PATH = {"trajectory": "path", "moves": 4}
 WHOLE = {
     "trajectory": "whole-path", "moves": 3, "completions": 1, "advantage": "leave-one-out", "revealed_only": False,

@@ -1,4 +1,7 @@
-"""Results of one process, for test_mmd; torchrun runs this script, or a test calls ``results``."""
+"""Results of MMD training that ``test_mmd`` compares between numbers of processes.
+
+torchrun runs this file in each of two processes; for a single process the test calls ``results``.
+"""
 
 import sys
 from dataclasses import replace
@@ -22,7 +25,7 @@ OBJECTIVES = {
 
 
 def results(folder):
-    """Tensors by name, which do not depend on the number of processes."""
+    """Named tensors that must not depend on the number of processes."""
     torch.set_num_threads(1)
     base, tensors = distillation_recipes("mmd")["exact"], {}
     loop = replace(base.loop, steps=2, batch_size=8, accumulation=2, validation_sequences=64)
@@ -30,9 +33,9 @@ def results(folder):
         inputs = Inputs(open_source("exact", length=7), torch.device("cpu"), folder, didi.load("exact"))
         job = make_trainer(replace(base, objective=objective, loop=loop), inputs)
         metrics = [job.step(step) for step in range(job.num_steps)]
-        for figure in ("mmd", "advantage_std", "gradient_norm"):
-            values = torch.stack([torch.as_tensor(row[figure]).double() for row in metrics])
-            tensors[f"{name}, {figure}"] = process_group().mean(values)
+        for metric in ("mmd", "advantage_std", "gradient_norm"):
+            values = torch.stack([torch.as_tensor(row[metric]).double() for row in metrics])
+            tensors[f"{name}, {metric}"] = process_group().mean(values)
         tensors[f"{name}, student"] = torch.cat(
             [weight.detach().flatten() for weight in job.bundle().student.parameters()]
         )

@@ -93,8 +93,8 @@ CASES = {
 }
 
 
-def each_alone(canvas):
-    """Index and length of each sequence, without padding."""
+def rows_and_lengths(canvas):
+    """Row and length without padding of each sequence."""
     return list(enumerate(canvas.is_real.sum(1).tolist()))
 
 
@@ -103,7 +103,7 @@ def log_probs_alone(network, z):
     return network(z[None])[0].double().log_softmax(-1)
 
 
-def chosen(log_probs, tokens, where):
+def summed_log_prob(log_probs, tokens, where):
     """Sum of the log-probabilities of ``tokens`` at the positions ``where``."""
     return log_probs[where].gather(1, tokens[where][:, None]).sum()
 
@@ -115,19 +115,20 @@ def log_ratio_alone(discriminator, z):
 
 
 def gradients(loss, network):
+    """Gradient of each trainable parameter by name, 0 for parameters that the loss does not use."""
     names, values = zip(*((n, p) for n, p in network.named_parameters() if p.requires_grad), strict=True)
-    found = torch.autograd.grad(loss, values, allow_unused=True, retain_graph=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, values, found, strict=True)}
+    grads = torch.autograd.grad(loss, values, allow_unused=True, retain_graph=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, values, grads, strict=True)}
 
 
-def assert_same_gradients(loss, other, network):
-    found, expected = gradients(loss, network), gradients(other, network)
+def assert_same_gradients(loss, expected_loss, network):
+    actual, expected = gradients(loss, network), gradients(expected_loss, network)
     assert max(float(value.abs().max()) for value in expected.values()) > 1e-4
-    for name, value in found.items():
+    for name, value in actual.items():
         torch.testing.assert_close(value, expected[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def with_other_padding(network):
+def change_padding_embedding(network):
     """Change the embedding of padding in place."""
     with torch.no_grad():
         network.vocab_embed.embedding[PAD_ID] += 3.0

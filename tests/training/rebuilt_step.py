@@ -200,7 +200,7 @@ def rebuilt_student_loss(inputs: Inputs, batch: Rollout, discriminator: nn.Modul
     if objective.pg_reduction == "token-mean":
         scores = [score / inputs.config.data.length for score in scores]
     rewards = rebuilt_rewards(inputs, batch, discriminator)
-    if objective.reference_steps:  # the first reference is the student before noise was added, the teacher
+    if objective.reference_steps:  # the first reference is the student before the test added noise: the teacher
         of_student = batch.first_score[:, None] + batch.completion_log_probs.sum(-1)
         rewards = rewards + (of_student.detach() - _path_log_probs(inputs, batch, teacher))[..., None]
     advantage = advantages(
@@ -242,27 +242,27 @@ def _path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tenso
         return _uniform_path_log_probs(inputs, batch, network)
     num_moves, process, x = batch.num_moves, inputs.teacher.process, batch.x.flatten(0, 1)
     # Without latent codes, a record has one number for each position.
-    (reveal,), found = batch.record.flatten(0, 1).unbind(1), torch.zeros(len(x))
+    (reveal,), total = batch.record.flatten(0, 1).unbind(1), torch.zeros(len(x))
     alphas = process.schedule.alpha(1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves)
     for move in range(num_moves):
         is_masked, stays_masked = reveal < 1 - alphas[move], reveal < 1 - alphas[move + 1]
         z = torch.where(is_masked, process.mask_id, x)
         log_probs = token_log_probs(network(z, None), process.mask_id).gather(-1, x[..., None]).squeeze(-1)
-        found += torch.where(is_masked & ~stays_masked, log_probs, 0.0).sum(-1)
-    return found.view(batch.x.shape[:2])
+        total += torch.where(is_masked & ~stays_masked, log_probs, 0.0).sum(-1)
+    return total.view(batch.x.shape[:2])
 
 
 def _uniform_path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tensor:
     """Log-probability of every token of every move, from the posterior."""
     states, process = batch.record.flatten(0, 1), inputs.teacher.process
     times = 1 - torch.arange(batch.num_moves + 1, dtype=torch.float64) / batch.num_moves
-    found = torch.zeros(len(states), dtype=torch.float64)
+    total = torch.zeros(len(states), dtype=torch.float64)
     for move in range(batch.num_moves):
         t, s = (time.expand(len(states)) for time in times[move : move + 2])
         log_probs = network(states[:, move], sigma(process.schedule, t).float()).double().log_softmax(-1)
         probs = process.posterior(states[:, move], log_probs, t, s)
-        found += probs.gather(-1, states[:, move + 1, :, None]).log().sum((1, 2))
-    return found.view(batch.x.shape[:2])
+        total += probs.gather(-1, states[:, move + 1, :, None]).log().sum((1, 2))
+    return total.view(batch.x.shape[:2])
 
 
 def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:
 
 
 def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
-    """Sum over moves of the mean over their positions; 0 if paths have no common state."""
+    """Sum over moves of the mean over their positions; 0 if paths start from different states."""
     objective = inputs.config.objective
     if inputs.teacher.process.name == "uniform" or objective.initial_mask_ratio < 1 or objective.latent_codes:
         return torch.zeros(())

@@ -1,4 +1,4 @@
-"""One student for several numbers of moves, ``objective.budgets``."""
+"""Training and sampling of one student for several numbers of moves, ``objective.budgets``."""
 
 import copy
 from dataclasses import replace
@@ -28,6 +28,7 @@ from didi.training.trainer import make_trainer
 
 from .distill_case import BUDGETS, CONFIG, CPU, PATH, WHOLE, equal, weights, with_objective
 
+# Two budgets with fresh rollouts and a guidance step, and the same budgets without them.
 SEVERAL = replace(
     CONFIG,
     objective=ObjectiveConfig(**BUDGETS),
@@ -64,7 +65,7 @@ def drawn_budgets(seed, num_steps=60):
 # ------------------------------------------------------------------------------------------------------ training --- #
 
 
-def test_the_budget_is_a_function_of_seed_and_step_and_uniform():
+def test_the_budget_is_drawn_uniformly_and_depends_on_seed_and_step_only():
     assert drawn_budgets(0) == drawn_budgets(0)
     assert drawn_budgets(0) != drawn_budgets(1)
     assert set(drawn_budgets(0)) == {2, 5}
@@ -76,15 +77,15 @@ def test_the_budget_is_a_function_of_seed_and_step_and_uniform():
 def test_all_passes_of_a_step_have_the_same_budget(make_job, read_budgets):
     config = replace(SEVERAL, loop=replace(CONFIG.loop, steps=6))
     job = make_job(config)
-    found = []
+    budgets = []
     for step in range(job.num_steps):
         read_budgets.clear()
         job.step(step)
         assert {kind for kind, _ in read_budgets} == {"student", "discriminator"}
         ((budget,),) = [{budget for _, budget in read_budgets}]
-        found.append(budget)
-    assert found == [config.objective.at_step(config.seed, step).moves for step in range(len(found))]
-    assert set(found) == {2, 5}
+        budgets.append(budget)
+    assert budgets == [config.objective.at_step(config.seed, step).moves for step in range(len(budgets))]
+    assert set(budgets) == {2, 5}
 
 
 @pytest.mark.slow
@@ -105,12 +106,12 @@ def test_training_changes_the_weights_that_read_the_budget(make_job, is_conditio
     assert student.config == replace(job.method.teacher.config, is_budget_conditioned=is_conditioned)
     assert discriminator.trunk.config.is_budget_conditioned
     maps = [discriminator.trunk.budget_map, *([student.budget_map] if is_conditioned else [])]
-    before = [weights(one) for one in maps]
-    assert not any(one.mlp[2].weight.any() or one.mlp[2].bias.any() for one in maps)
+    before = [weights(budget_map) for budget_map in maps]
+    assert not any(value.any() for budget_map in maps for value in weights(budget_map.mlp[2]).values())
     for step in range(job.num_steps):
         job.step(step)
-    for one, held in zip(maps, before, strict=True):
-        assert all(not torch.equal(value, held[name]) for name, value in weights(one).items())
+    for budget_map, initial in zip(maps, before, strict=True):
+        assert all(not torch.equal(value, initial[name]) for name, value in weights(budget_map).items())
     assert {kind for kind, _ in read_budgets} == ({"student", "discriminator"} if is_conditioned else {"discriminator"})
     bundle = job.bundle()
     x = torch.arange(8)[None]
@@ -119,21 +120,21 @@ def test_training_changes_the_weights_that_read_the_budget(make_job, is_conditio
     assert torch.equal(*outputs) != is_conditioned
 
 
-def test_initial_networks_equal_those_of_a_single_budget(make_job):
-    one = ObjectiveConfig(**BUDGETS | {"budgets": (), "moves": 2})
-    plain, several = (make_job(config).method for config in (replace(PLAIN, objective=one), PLAIN))
-    assert equal(weights(plain.student), weights(several.student))
-    assert equal(weights(plain.discriminator.trunk), weights(several.discriminator.trunk))
+def test_initial_weights_with_several_budgets_equal_those_with_a_single_one(make_job):
+    objective = ObjectiveConfig(**BUDGETS | {"budgets": (), "moves": 2})
+    single, several = (make_job(config).method for config in (replace(PLAIN, objective=objective), PLAIN))
+    assert equal(weights(single.student), weights(several.student))
+    assert equal(weights(single.discriminator.trunk), weights(several.discriminator.trunk))
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, teacher, run_twice):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(source, teacher, assert_resumes_exactly):
     config = replace(PLAIN, loop=replace(CONFIG.loop, steps=5))
-    run_twice(lambda folder: make_trainer(config, Inputs(source, CPU, folder, teacher)), config.loop, 4)
+    assert_resumes_exactly(lambda folder: make_trainer(config, Inputs(source, CPU, folder, teacher)), config.loop, 4)
 
 
 @pytest.mark.slow
-def test_start_needs_a_bundle_with_several_budgets(make_job, tmp_path):
+def test_a_student_of_several_budgets_starts_only_runs_with_budgets_and_is_no_teacher(make_job, tmp_path):
     job = make_job(SEVERAL)
     for step in range(job.num_steps):
         job.step(step)
@@ -165,7 +166,7 @@ def test_a_dry_run_has_the_largest_budget():
         ({"budgets": ()}, "objective.moves is the number of moves of trajectory whole-path, 1 or more; got None"),
     ],
 )
-def test_contradictions_are_refused(changes, message):
+def test_contradictory_budgets_are_refused(changes, message):
     with pytest.raises(UsageError, match=message) as caught:
         ObjectiveConfig(**BUDGETS | changes)
     assert "\n" not in str(caught.value)
@@ -232,7 +233,7 @@ def test_explicit_times_determine_the_budget(budget_bundle, read_budgets):
     assert {budget for _, budget in read_budgets} == {4}
 
 
-def test_a_planned_row_of_no_moves_is_refused(budget_bundle):
+def test_a_planned_row_with_0_moves_is_refused(budget_bundle):
     with pytest.raises(UsageError, match="got 0"):
         plan_rows(budget_bundle, "student", "ancestral", (2, 0), [SamplingOptions()])
 
@@ -242,10 +243,10 @@ def test_a_planned_row_of_no_moves_is_refused(budget_bundle):
 def test_exact_distributions_depend_on_the_number_of_moves(budget_bundle, sampler):
     rows, options = ExactRows(budget_bundle), SamplingOptions(sampler)
     for nfe in (2, 3, 2):
-        found = rows.distribution(3, options, nfe)
-        assert torch.equal(found, ExactRows(with_fixed_budget(budget_bundle, nfe)).distribution(3, options, nfe))
+        probs = rows.distribution(3, options, nfe)
+        assert torch.equal(probs, ExactRows(with_fixed_budget(budget_bundle, nfe)).distribution(3, options, nfe))
         other = ExactRows(with_fixed_budget(budget_bundle, 7)).distribution(3, options, nfe)
-        assert (found - other).abs().max() > 1e-4
+        assert (probs - other).abs().max() > 1e-4
     of_times = rows.distribution(3, replace(options, times=(1.0, 0.5, 0.0)), 9)
     assert torch.equal(of_times, rows.distribution(3, options, 2))
     assert len(rows._tables[options.token_distribution]) == 2

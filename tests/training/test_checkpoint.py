@@ -1,3 +1,5 @@
+"""Checkpoints are loaded bit for bit; damaged ones are reported and replaced by the previous one."""
+
 import subprocess
 import sys
 
@@ -38,7 +40,7 @@ def write(folder, *steps, keep=10):
     return [save_checkpoint(folder, step, {"step": torch.tensor(step)}, keep=keep) for step in steps]
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
+def test_a_loaded_state_equals_the_saved_one_bit_for_bit(tmp_path):
     save_checkpoint(tmp_path / "new", 12, STATE, keep=1)
     step, state = load_latest(tmp_path / "new")
     assert step == 12
@@ -62,12 +64,12 @@ def test_a_loaded_optimizer_continues_bit_for_bit(tmp_path):
     trained(network, optimizer, 3)
     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
     save_checkpoint(tmp_path, 3, state, keep=1)
-    straight = trained(network, optimizer, 2)
+    expected = trained(network, optimizer, 2)
     _, loaded = load_latest(tmp_path)
     resumed, resumed_optimizer = fresh()
     resumed.load_state_dict(loaded["network"])
     resumed_optimizer.load_state_dict(loaded["optimizer"])
-    assert torch.equal(trained(resumed, resumed_optimizer, 2), straight)
+    assert torch.equal(trained(resumed, resumed_optimizer, 2), expected)
 
 
 def test_tensors_that_share_memory_are_stored_separately(tmp_path):
@@ -77,7 +79,7 @@ def test_tensors_that_share_memory_are_stored_separately(tmp_path):
     assert_same({"a": shared, "b": shared, "part": shared[1:]}, state)
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     write(tmp_path, 8, 9, 10, 11, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-00000010.safetensors",
@@ -119,16 +121,17 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_loaded(tmp_path, 
     assert f"{newest} is damaged" in capsys.readouterr().err
 
 
-def test_any_single_changed_byte_is_noticed(tmp_path):
+def test_a_single_changed_byte_never_leads_to_a_wrong_state(tmp_path):
     _, newest = write(tmp_path, 1, 2)
     content = newest.read_bytes()
     for position in range(len(content)):
         newest.write_bytes(content[:position] + bytes([content[position] ^ 0x04]) + content[position + 1 :])
         step, state = load_latest(tmp_path)
-        assert (step, int(state["step"])) in ((1, 1), (2, 2))  # a space of padding may change unnoticed
+        # The previous checkpoint is loaded, or the newest with its correct state if the byte is padding.
+        assert (step, int(state["step"])) in ((1, 1), (2, 2))
 
 
-def test_only_damaged_checkpoints_are_an_error(tmp_path):
+def test_a_folder_with_only_damaged_checkpoints_is_an_error(tmp_path):
     for path in write(tmp_path, 1, 2):
         path.write_bytes(b"broken")
     with pytest.raises(DidiError, match=r"every checkpoint in .* is damaged: start again in another folder"):
@@ -151,8 +154,8 @@ except Exception as error:
     print(type(error).__name__, error)
 print(load_latest(Path({str(tmp_path)!r}))[0])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    error, step = done.stdout.splitlines()
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    error, step = process.stdout.splitlines()
     assert error.startswith("DidiError")
     assert "make room and resume the run" in error
     assert step == "1"

@@ -1,4 +1,4 @@
-"""Discrete consistency distillation: wiring, rounds, resumption, shares of a batch, learning."""
+"""Discrete consistency distillation (DCD): gradients, rounds, resumption, several processes, and a learning test."""
 
 import math
 import subprocess
@@ -63,7 +63,7 @@ def make_dcd(source, uniform_teacher, tmp_path):
 
 @pytest.fixture
 def gradient(make_dcd, make_dit):
-    """Gradient of the student's update at a step, for a student that differs from its target."""
+    """Function with the gradient of the student at a step, for a student that differs from its target."""
 
     def of(config=CONFIG, step=0):
         method = make_dcd(config).method
@@ -77,7 +77,7 @@ def gradient(make_dcd, make_dit):
 
 
 def flat_gradient(network):
-    return torch.cat([one.grad.flatten() for one in network.parameters() if one.grad is not None])
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
 def with_loop(**changes):
@@ -94,13 +94,13 @@ def rebuilt_gradient(config, step, source, teacher, student):
     if config.boundary == "noise":
         t = (times + length).clamp(max=1)
         s = t - length
-    x0, found = source.batch(step, 8), []
+    x0, log_probs = source.batch(step, 8), []
     for network, time in ((student, t), (teacher, s)):
         is_replaced = draws[..., 0] < time[:, None]
         z = torch.where(is_replaced, (draws[..., 1] * 32).long(), x0)
         alpha = (1 - time).clamp(min=1e-3)
-        found.append(network(z, -alpha.log().float()).log_softmax(-1))
-    of_student, of_target = found[0], found[1].detach()
+        log_probs.append(network(z, -alpha.log().float()).log_softmax(-1))
+    of_student, of_target = log_probs[0], log_probs[1].detach()
     first, second = (of_student, of_target) if config.divergence == "backward" else (of_target, of_student)
     (first.exp() * (first - second)).sum(-1).mean().backward()
     return flat_gradient(student)
@@ -126,7 +126,7 @@ def test_the_gradient_is_that_of_the_formulas(gradient, source, uniform_teacher,
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_every_setting_reaches_the_gradient(gradient, change):
+def test_every_setting_changes_the_gradient(gradient, change):
     assert not torch.allclose(gradient(replace(CONFIG, **change), 2), gradient(CONFIG, 2), rtol=1e-3)
 
 
@@ -140,7 +140,9 @@ def test_an_interval_that_exceeds_the_range_is_moved_at_the_configured_end():
     assert s.tolist() == pytest.approx([0, 0.1, 0.5, 0.75, 0.75])
 
 
-def test_the_two_states_are_nested_and_the_less_noisy_one_ends_at_the_clean_sequence(make_dcd, source):
+def test_tokens_replaced_at_s_are_replaced_alike_at_t_and_a_single_interval_ends_at_the_clean_sequence(
+    make_dcd, source
+):
     batch = make_dcd().method.prepare(0, 0)
     x0 = source.batch(0, 8)
     assert (batch.z_s == x0)[batch.z_t == x0].all()
@@ -151,20 +153,12 @@ def test_the_two_states_are_nested_and_the_less_noisy_one_ends_at_the_clean_sequ
     assert clean.t.eq(1).all()
 
 
-def test_intervals_double_from_round_to_round_and_rounds_have_equal_length():
+def test_each_round_has_half_the_intervals_of_the_previous_one_and_as_many_steps():
     assert [CONFIG.intervals_at(step) for step in range(6)] == [16, 16, 8, 8, 4, 4]
-    whole = DcdConfig()
-    assert [whole.intervals_at(step) for step in (0, 9999, 10_000, 39_999, 40_000, 49_999)] == [
-        512,
-        512,
-        256,
-        64,
-        32,
-        32,
-    ]
-    assert [whole.limited(10).intervals_at(step) for step in range(10)] == [512] * 2 + [256] * 2 + [128] * 2 + [
-        64
-    ] * 2 + [32] * 2
+    default, short = DcdConfig(), DcdConfig().limited(10)
+    numbers = [default.intervals_at(step) for step in (0, 9999, 10_000, 39_999, 40_000, 49_999)]
+    assert numbers == [512, 512, 256, 64, 32, 32]
+    assert [short.intervals_at(step) for step in range(10)] == [512, 512, 256, 256, 128, 128, 64, 64, 32, 32]
 
 
 @pytest.mark.slow
@@ -172,15 +166,14 @@ def test_the_target_of_a_round_is_the_student_at_the_end_of_the_previous_round(m
     job = make_dcd()
     method, target = job.method, job.method.frozen["target"]
     start = weights(method.teacher)
-    expected = {0: start, 1: None, 2: None, 3: None, 4: None, 5: None}
     for step in range(6):
         job.step(step)
-        if step in (1, 3):
+        if step in (1, 3):  # the last steps of the first two rounds
             renewed = weights(method.student)
             assert equal(weights(target), renewed)
             assert not equal(weights(target), weights(method.runtime.averaged()))
         elif step == 0:
-            assert equal(weights(target), expected[0])
+            assert equal(weights(target), start)
         else:  # within a round, and after the last one
             assert equal(weights(target), renewed)
             assert not equal(weights(target), weights(method.student))
@@ -188,14 +181,14 @@ def test_the_target_of_a_round_is_the_student_at_the_end_of_the_previous_round(m
 
 
 def test_a_step_takes_four_passes_of_each_sequence(make_dcd):
-    assert make_dcd().step(0)["sequence_passes"] == 8 * (3 + 1)
+    assert make_dcd().step(0)["sequence_passes"] == 8 * (3 + 1)  # a pass with a gradient counts as 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_in", [1, 2, 3])
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_dcd, run_twice, stop_in):
-    """Stopped after steps 2 and 4, at the end of a round, and after step 3, within a round."""
-    run_twice(lambda folder: make_dcd(folder=folder), CONFIG.loop, stop_in)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_dcd, assert_resumes_exactly, stop_in):
+    """Stopped after 2 and 4 steps, at the end of a round, and after 3 steps, within a round."""
+    assert_resumes_exactly(lambda folder: make_dcd(folder=folder), CONFIG.loop, stop_in)
 
 
 def test_a_checkpoint_without_the_target_is_refused(make_dcd):
@@ -214,7 +207,7 @@ def test_two_micro_batches_of_4_have_the_gradient_of_a_batch_of_8(gradient):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_several_processes_draw_the_rows_of_a_single_one(make_dcd, monkeypatch, size):
+def test_several_processes_draw_the_rows_of_a_single_process(make_dcd, monkeypatch, size):
     method = make_dcd().method
     whole, parts = method.prepare(1, 0), []
     for rank in range(size):
@@ -225,26 +218,15 @@ def test_several_processes_draw_the_rows_of_a_single_one(make_dcd, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_a_run_by_torchrun_is_the_run_of_one_process(make_dit, tmp_path):
+def test_two_processes_started_by_torchrun_train_the_student_of_one_process(make_dit, tmp_path):
     teacher = make_dit(seed=1, **SHAPE | {"length": 7, "vocab_size": 4})
     source = MarkovSource(7, seed=0, world="exact")
     save(Bundle(teacher=teacher, process=Uniform(4), tokenizer=source.tokenizer), tmp_path / "teacher")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
         flags = ["--teacher", str(tmp_path / "teacher"), "--max-steps", "4", "--loop.batch-size", "4"]
-        command = [
-            *launcher,
-            "-m",
-            "didi",
-            "distill",
-            "exact",
-            "--method",
-            "dcd",
-            "--out",
-            str(tmp_path / name),
-            *flags,
-        ]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        command = [*launcher, "-m", "didi", "distill", "exact", "--method", "dcd", "--out", str(tmp_path / name)]
+        subprocess.run([*command, *flags], check=True, capture_output=True, timeout=300)
     one, two = (load(tmp_path / name / "bundle") for name in ("one", "two"))
     for a, b in zip(one.student.parameters(), two.student.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -263,41 +245,42 @@ def test_the_bundle_has_the_moves_of_the_last_round_and_can_be_sampled(make_dcd,
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "greedy-tail"])
-def test_exact_divergences_of_a_student(make_dit, sampler):
+def test_divergences_are_finite_unless_a_sequence_of_the_data_has_probability_0(make_dit, sampler):
     """With the greedy tail some sequences have probability 0, so that KL(data || samples) is infinite."""
     network = make_dit(seed=3, vocab_size=4, mask_id=None, length=3, is_time_conditioned=True)
     rows, options = ExactRows(Bundle(student=network, process=Uniform(4))), SamplingOptions(sampler=sampler)
-    found = rows(MarkovSource(3, seed=0, world="exact").chain, options, 2)
-    assert 0 < found.kl < math.inf
-    assert math.isinf(found.reverse_kl) == (sampler == "greedy-tail")
+    divergences = rows(MarkovSource(3, seed=0, world="exact").chain, options, 2)
+    assert 0 < divergences.kl < math.inf
+    assert math.isinf(divergences.reverse_kl) == (sampler == "greedy-tail")
 
 
 def test_the_defaults_are_those_of_the_publication():
     assert METHODS["dcd"] is Dcd is method_of(CONFIG)
-    whole = asdict(DcdConfig())
-    chosen = {"rounds": 5, "num_intervals": 512, "divergence": "backward", "boundary": "noise", "t_min": 1e-3}
-    assert {name: whole[name] for name in chosen} == chosen
-    rate = whole["optimizer"]
-    assert (rate["learning_rate"], rate["warmup_steps"], rate["decay"], rate["weight_decay"]) == (
+    defaults = asdict(DcdConfig())
+    published = {"rounds": 5, "num_intervals": 512, "divergence": "backward", "boundary": "noise", "t_min": 1e-3}
+    assert {name: defaults[name] for name in published} == published
+    optimizer = defaults["optimizer"]
+    assert (optimizer["learning_rate"], optimizer["warmup_steps"], optimizer["decay"], optimizer["weight_decay"]) == (
         6e-5, 500, "constant", 0.0,
     )  # fmt: skip
-    assert (whole["loop"]["steps"], whole["loop"]["batch_size"], whole["loop"]["ema_decay"]) == (50_000, 128, 0.999)
+    loop = defaults["loop"]
+    assert (loop["steps"], loop["batch_size"], loop["ema_decay"]) == (50_000, 128, 0.999)
 
 
-def test_every_recipe_has_a_teacher_of_uniform_states_and_the_length_of_its_data():
-    found = {name: config for (name, method), config in VARIANTS.items() if method == "dcd"}
-    assert set(found) == {"exact", "markov", "tiny-news", "owt-169m"}
-    for name, config in found.items():
+def test_recipes_have_a_uniform_state_teacher_and_the_length_of_its_data():
+    recipes = {name: config for (name, method), config in VARIANTS.items() if method == "dcd"}
+    assert set(recipes) == {"exact", "markov", "tiny-news", "owt-169m"}
+    for name, config in recipes.items():
         assert config == distillation_recipes("dcd")[name]
         assert (config.recipe, config.data.length) == (name, PRETRAIN[f"{name}-duo"].data.length)
-    assert {name: config.teacher for name, config in found.items()} == {
+    assert {name: config.teacher for name, config in recipes.items()} == {
         "exact": "exact-udlm", "markov": "markov-duo", "tiny-news": "", "owt-169m": "",
     }  # fmt: skip
-    assert {name: config.intervals_at(config.loop.steps - 1) for name, config in found.items()} == {
+    assert {name: config.intervals_at(config.loop.steps - 1) for name, config in recipes.items()} == {
         "exact": 4, "markov": 8, "tiny-news": 8, "owt-169m": 32,
     }  # fmt: skip
-    whole = found["owt-169m"].loop
-    assert (whole.steps, whole.batch_size * whole.accumulation, whole.ema_decay) == (50_000, 128, 0.999)
+    loop = recipes["owt-169m"].loop
+    assert (loop.steps, loop.batch_size * loop.accumulation, loop.ema_decay) == (50_000, 128, 0.999)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +355,7 @@ def test_training_lowers_the_exact_divergence_of_few_moves(trained_teacher, tmp_
 
 
 @pytest.mark.parametrize("name", ["markov", "tiny-news"])
-def test_the_teacher_of_a_recipe_is_that_of_its_uniform_state_counterpart(name):
+def test_the_teacher_recipe_of_dcd_is_that_of_uniform_state_diffusion(name):
     assert teacher_recipe(distillation_recipes("dcd")[name]) == f"{name}-duo"
     assert teacher_recipe(distillation_recipes("didi")[name]) == name
     assert teacher_shape(f"{name}-duo").mask_id is None

@@ -1,3 +1,5 @@
+"""A distillation with DiDi-Instruct: phases, resumption, real sequences, adapters, and its bundle."""
+
 import copy
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +49,8 @@ def test_a_run_does_not_resume_with_another_teacher(make_job, make_dit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_in", [0, 3], ids=["warm-up", "student phase"])
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, stop_in):
-    run_twice(lambda folder: make_job(folder=folder), CONFIG.loop, stop_in)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_job, assert_resumes_exactly, stop_in):
+    assert_resumes_exactly(lambda folder: make_job(folder=folder), CONFIG.loop, stop_in)
 
 
 @pytest.mark.slow
@@ -63,8 +65,8 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, st
     ],
     ids=["pool", "online", "accumulation", "moves", "adapters"],
 )
-def test_other_configurations_resume_too(make_job, run_twice, config):
-    run_twice(lambda folder: make_job(config, folder), config.loop, 3)
+def test_other_configurations_resume_too(make_job, assert_resumes_exactly, config):
+    assert_resumes_exactly(lambda folder: make_job(config, folder), config.loop, 3)
 
 
 def test_student_average_and_discriminator_start_as_the_teacher(make_job, teacher):
@@ -82,13 +84,13 @@ def test_student_average_and_discriminator_start_as_the_teacher(make_job, teache
 @pytest.mark.slow
 def test_in_the_warm_up_only_the_discriminator_learns_and_then_the_student_too(make_job, teacher):
     job = make_job()
-    start, head = weights(teacher.teacher), weights(job.method.discriminator)
+    start, initial = weights(teacher.teacher), weights(job.method.discriminator)
     for step in range(2):
         metrics = job.step(step)
         assert "reward" not in metrics
     assert equal(start, weights(job.method.student))
     assert equal(start, weights(job.average.module))
-    assert not equal(head, weights(job.method.discriminator))
+    assert not equal(initial, weights(job.method.discriminator))
     warm = weights(job.method.discriminator)
     metrics = job.step(2)
     assert {"reward", "student_gradient_norm", "discriminator_loss"} <= set(metrics)
@@ -130,8 +132,10 @@ def test_after_the_students_last_step_only_the_discriminator_learns_from_the_fin
 
 
 @pytest.mark.slow
-def test_guidance_steps_resume_bit_for_bit_and_change_no_earlier_step(make_job, run_twice, tmp_path, assert_same_state):
-    run_twice(lambda folder: make_job(GUIDED, folder), GUIDED.loop, 6)
+def test_guidance_steps_resume_bit_for_bit_and_change_no_earlier_step(
+    make_job, assert_resumes_exactly, tmp_path, assert_same_state
+):
+    assert_resumes_exactly(lambda folder: make_job(GUIDED, folder), GUIDED.loop, 6)
     plain, guided = make_job(folder=tmp_path / "plain"), make_job(GUIDED, tmp_path / "guided")
     for step in range(plain.num_steps):
         plain.step(step)
@@ -140,7 +144,7 @@ def test_guidance_steps_resume_bit_for_bit_and_change_no_earlier_step(make_job, 
 
 
 @pytest.mark.slow
-def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher):
+def test_frozen_blocks_of_the_discriminator_keep_the_teachers_weights(make_job, teacher):
     job = make_job(with_discriminator(trainable_blocks=1))
     for step in range(4):
         job.step(step)
@@ -150,7 +154,7 @@ def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher)
     assert not torch.equal(before["blocks.1.attn_qkv.weight"], after["blocks.1.attn_qkv.weight"])
 
 
-def test_a_checkpoint_without_optimizer_names_is_refused_before_loading(make_job, assert_same_state):
+def test_a_checkpoint_with_other_parts_is_refused_and_changes_nothing(make_job, assert_same_state):
     job = make_job()
     job.step(0)
     before = copy.deepcopy(job.state_dict())
@@ -193,9 +197,9 @@ def test_the_discriminator_learns_to_distinguish_student_and_corpus(make_job):
         loop=replace(CONFIG.loop, batch_size=16),
     )
     job = make_job(config)
-    figures = [job.step(step) for step in range(24)]
+    rows = [job.step(step) for step in range(24)]
     for name, sign in (("discriminator_loss", -1), ("discriminator_accuracy", 1)):
-        values = torch.stack([row[name] for row in figures])
+        values = torch.stack([row[name] for row in rows])
         assert sign * (values[-8:].mean() - values[:8].mean()) > 0.05
 
 
@@ -206,7 +210,7 @@ def test_sequences_may_be_shorter_than_the_teachers_context(teacher, tmp_path, r
     assert_trains(make_trainer(config, Inputs(MarkovSource(6, seed=0), CPU, tmp_path, teacher)))
 
 
-def test_a_teacher_pool_is_drawn_once_and_kept(make_job, tmp_path, teacher):
+def test_a_teacher_pool_is_drawn_once_and_kept(make_job, tmp_path):
     config = with_discriminator(real_source="teacher-pool")
     make_job(config)
     file = tmp_path / "teacher-pool.safetensors"
@@ -219,7 +223,7 @@ def test_a_teacher_pool_is_drawn_once_and_kept(make_job, tmp_path, teacher):
     assert (job.method._real(0, 0, 0, 5) == 0).all()
 
 
-def test_online_real_rows_are_teacher_samples_that_differ_by_step(make_job):
+def test_teacher_samples_drawn_in_every_step_depend_on_the_step_only(make_job):
     job = make_job(with_discriminator(real_source="teacher-steps=3"))
     rows = job.method._real(0, 0, 0, 6)
     assert rows.shape == (6, 8)
@@ -227,7 +231,7 @@ def test_online_real_rows_are_teacher_samples_that_differ_by_step(make_job):
     assert not torch.equal(rows, job.method._real(1, 0, 0, 6))
 
 
-def test_released_groups_share_a_corpus_row(make_job, source):
+def test_a_group_of_advantage_rows_shares_a_corpus_row(make_job):
     job = make_job(with_objective(advantage="rows", group_size=2, completions=1))
     rows = job.method._real(5, 0, 0, 4).view(2, 2, 8)
     assert torch.equal(rows[:, 0], rows[:, 1])
@@ -235,10 +239,13 @@ def test_released_groups_share_a_corpus_row(make_job, source):
 
 
 def test_the_first_move_of_the_teacher_is_computed_once(make_job, teacher):
-    job = make_job()
-    for step in range(3):
+    job, masks, num_rows = make_job(), torch.full((1, 8), 32), []
+    embedding = job.method.teacher.vocab_embed
+    handle = embedding.register_forward_pre_hook(lambda _, inputs: num_rows.append(len(inputs[0])))
+    for step in range(4):
         job.step(step)
-    masks = torch.full((1, 8), 32)
+    handle.remove()
+    assert num_rows == [1, 4, 4]  # the all-mask state in the first of two student steps, z_tau in both
     with torch.no_grad():
         expected = teacher.teacher(masks)[0, :, :32].log_softmax(-1)
     torch.testing.assert_close(job.method._teacher_log_probs._first[:, :32], expected)
@@ -259,7 +266,7 @@ def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, t
 
 
 @pytest.mark.slow
-def test_adapters_share_the_teachers_weights_and_the_bundle_is_plain(make_job, teacher):
+def test_adapters_share_the_teachers_weights_and_are_merged_in_the_bundle(make_job):
     job = make_job(replace(CONFIG, lora_rank=2))
     start = weights(job.method.teacher)
     shared = {parameter.data_ptr() for parameter in job.method.teacher.parameters()}
@@ -288,6 +295,6 @@ def test_a_corpus_with_other_symbols_is_refused(make_job, make_dit):
         make_job(bundle=Bundle(teacher=make_dit(vocab_size=20, length=8)))
 
 
-def test_the_folder_is_touched_only_for_a_pool(make_job, tmp_path: Path):
+def test_a_new_job_without_a_teacher_pool_creates_no_folder(make_job, tmp_path: Path):
     make_job(folder=tmp_path / "none")
     assert not (tmp_path / "none").exists()

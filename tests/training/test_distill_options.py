@@ -28,7 +28,7 @@ from .distill_case import (
     ("advantage", "completions"),
     [("batch", 1), ("rows", 1), ("rows", 2), ("shared-time", 2), ("leave-one-out", 1), ("shared-state", 3)],
 )
-def test_every_grouping_trains(make_job, advantage, completions):
+def test_every_advantage_trains(make_job, advantage, completions):
     assert_trains(make_job(with_objective(advantage=advantage, completions=completions, group_size=2)))
 
 
@@ -42,7 +42,7 @@ def test_the_discriminator_may_learn_from_the_first_completions_only(make_job, c
 
 
 @pytest.mark.parametrize("number", [1, 10, 12])
-def test_teacher_steps_may_have_any_number(make_job, monkeypatch, number):
+def test_the_teacher_may_sample_with_any_number_of_moves(make_job, monkeypatch, number):
     drawn = []
     monkeypatch.setattr(real_source, "generate", lambda *_, nfe, **__: drawn.append(nfe) or SimpleNamespace(tokens=0))
     make_job(with_discriminator(real_source=f"teacher-steps={number}")).method._real(0, 0, 0, 4)

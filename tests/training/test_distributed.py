@@ -1,3 +1,5 @@
+"""Several processes: results equal to those of one, the division of a batch, and errors of another process."""
+
 import runpy
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import torch
 from didi.apps.train import _locked_and_prepared
 from didi.errors import DidiError, UsageError
 from didi.methods.settings import RunConfig
+from didi.models.bundle import load
 from didi.process_group import ProcessGroup, init_process_group, process_group
 from didi.training.distributed import check_batch_size
 from didi.training.run_folder import RunFolder
@@ -41,7 +44,7 @@ def test_local_slices_are_contiguous_and_cover_all_rows_once():
         assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+def test_a_batch_that_processes_cannot_divide_is_refused(monkeypatch):
     monkeypatch.setattr("didi.training.distributed.process_group", lambda: ProcessGroup(0, 3))
     check_batch_size(6)
     with pytest.raises(UsageError, match="a multiple of their number; got 8 and 3 processes"):
@@ -87,14 +90,12 @@ def test_all_processes_raise_the_error_of_the_main_process(monkeypatch, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_by_torchrun_is_the_run_of_one_process(tmp_path):
+def test_two_processes_started_by_torchrun_train_the_student_of_one_process(tmp_path):
     flags = ["--max-steps", "3", "--loop.batch-size", "4", "--discriminator.warmup-steps", "2"]
     for name, launcher in (("one", [sys.executable]), ("two", TORCHRUN)):
         command = [*launcher, "-m", "didi", "distill", "markov", "--out", str(tmp_path / name), *flags]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        assert done.stdout == f"{tmp_path / name / 'bundle'}\n"
-    from didi import load
-
+        process = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        assert process.stdout == f"{tmp_path / name / 'bundle'}\n"
     one, two = (load(tmp_path / name / "bundle") for name in ("one", "two"))
     for a, b in zip(one.student.parameters(), two.student.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -54,7 +54,7 @@ def pretraining(recipe="markov", **changes):
 
 
 CONFIGS = {
-    "ours": distillation(),
+    "two moves": distillation(),
     "few blocks": distillation(discriminator={"trainable_blocks": 1, "completions": 1}),
     "adapters": distillation(lora_rank=4, discriminator={"trainable_blocks": 2}),
     "accumulated": distillation(loop={"accumulation": 3}),
@@ -109,28 +109,28 @@ def test_two_dry_runs_predict_memory_and_operations_of_a_larger_batch(inputs_of,
     config = CONFIGS[name]
     if name == "autoregressive":
         pytest.importorskip("transformers")
-    found = estimate(config, inputs_of, batch_sizes=(SMALL, LARGE))
+    estimated = estimate(config, inputs_of, batch_sizes=(SMALL, LARGE))
     peak, flops = real_run(config, inputs_of, MEASURED, tmp_path)
-    assert found.peak(MEASURED) == pytest.approx(peak, rel=0.15)
-    per_row = (found.large.flops - found.small.flops) / (LARGE - SMALL)
-    assert found.large.flops + (MEASURED - LARGE) * per_row == pytest.approx(flops, rel=0.15)
+    assert estimated.peak(MEASURED) == pytest.approx(peak, rel=0.15)
+    per_row = (estimated.large.flops - estimated.small.flops) / (LARGE - SMALL)
+    assert estimated.large.flops + (MEASURED - LARGE) * per_row == pytest.approx(flops, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["ours", "adapters", "recomputed activations", "pre-training", "uniform"])
+@pytest.mark.parametrize("name", ["two moves", "adapters", "recomputed activations", "pre-training", "uniform"])
 def test_a_dry_run_measures_the_memory_of_real_steps(inputs_of, tmp_path, name):
-    found = dry_run(CONFIGS[name], inputs_of, SMALL)
+    record = dry_run(CONFIGS[name], inputs_of, SMALL)
     peak, _ = real_run(CONFIGS[name], inputs_of, SMALL, tmp_path)
-    assert found.peak == pytest.approx(peak, rel=0.03)  # drawn tokens differ, masks do not
+    assert record.peak == pytest.approx(peak, rel=0.03)  # drawn tokens differ, masks do not
 
 
 def test_a_dry_run_computes_no_values(inputs_of):
     """A network of 380 GiB needs no memory for its values."""
     config = pretraining(loop={"steps": 1})
     config = replace(config, network=replace(config.network, hidden_size=65_536, num_heads=64, num_blocks=2))
-    found = dry_run(config, inputs_of, 2)
-    assert found.weights > 350 * 2**30
-    assert found.moments == pytest.approx(2 * found.gradients, rel=0.01)
-    assert found.peak > found.weights + found.average + found.moments + found.gradients
+    record = dry_run(config, inputs_of, 2)
+    assert record.weights > 350 * 2**30
+    assert record.moments == pytest.approx(2 * record.gradients, rel=0.01)
+    assert record.peak > record.weights + record.average + record.moments + record.gradients
 
 
 def test_sizes_are_those_of_the_networks(inputs_of, tmp_path):
@@ -163,7 +163,7 @@ def test_several_devices_divide_rows_and_if_sharded_everything_else(inputs_of):
     assert not torch.distributed.is_initialized()
 
 
-def test_every_phase_is_run(inputs_of):
+def test_a_dry_run_has_a_step_of_every_phase(inputs_of):
     """Steps of short phases are run too, since they could have the largest peak."""
     base = distillation(loop={"steps": 40})
     with_guidance = replace(base, discriminator=replace(base.discriminator, guidance_steps=1))
@@ -173,15 +173,14 @@ def test_every_phase_is_run(inputs_of):
 
 def test_batch_sizes_that_the_settings_refuse_are_skipped(inputs_of):
     config = distillation(loop={"batch_size": 2})  # a baseline over states needs two
-    found = estimate(config, inputs_of)
-    assert (found.small.batch_size, found.large.batch_size) == (2, 4)
+    estimated = estimate(config, inputs_of)
+    assert (estimated.small.batch_size, estimated.large.batch_size) == (2, 4)
     with pytest.raises(UsageError, match="of 2 or more; got 1"):
         dry_run(config, inputs_of, 1)
 
 
 def test_the_largest_batch_is_the_last_that_fits(inputs_of):
-    found = estimate(pretraining(), inputs_of, batch_sizes=(SMALL, LARGE))
-    size = found.largest_batch(found.peak(100) + 1)
-    assert size == 100
-    assert found.largest_batch(found.peak(100) + 1, multiple_of=8) == 96
-    assert found.largest_batch(1.0) == 0
+    estimated = estimate(pretraining(), inputs_of, batch_sizes=(SMALL, LARGE))
+    assert estimated.largest_batch(estimated.peak(100) + 1) == 100
+    assert estimated.largest_batch(estimated.peak(100) + 1, multiple_of=8) == 96
+    assert estimated.largest_batch(1.0) == 0

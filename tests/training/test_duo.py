@@ -1,4 +1,4 @@
-"""Duo's curriculum: its end, the limit of a small temperature, resumption, several processes, learning."""
+"""Duo's curriculum: gradients, its limits, settings, resumption, several processes, and a learning test."""
 
 import math
 from dataclasses import asdict, replace
@@ -42,7 +42,7 @@ CONFIG = DuoConfig(
         ema_decay=0.9,
     ),
 )
-STILL = replace(CONFIG, network=replace(CONFIG.network, dropout=0.0), loop=replace(CONFIG.loop, accumulation=1))
+NO_DROPOUT = replace(CONFIG, network=replace(CONFIG.network, dropout=0.0), loop=replace(CONFIG.loop, accumulation=1))
 
 
 def with_curriculum(config, **changes):
@@ -78,24 +78,24 @@ def rebuilt_gradient(config, source, step, *, is_hard=False):
 @pytest.mark.parametrize("step", [0, 2])
 def test_the_gradient_of_the_curriculum_is_that_of_pure_functions(source, step):
     torch.testing.assert_close(
-        gradient(STILL, source, step), rebuilt_gradient(STILL, source, step), rtol=1e-4, atol=1e-6
+        gradient(NO_DROPOUT, source, step), rebuilt_gradient(NO_DROPOUT, source, step), rtol=1e-4, atol=1e-6
     )
 
 
 def test_as_the_temperature_goes_to_0_the_gradient_is_that_of_hard_tokens(source):
-    cold = with_curriculum(STILL, log10_tau_start=-9.0)
+    cold = with_curriculum(NO_DROPOUT, log10_tau_start=-9.0)
     hard = rebuilt_gradient(cold, source, 0, is_hard=True)
     torch.testing.assert_close(gradient(cold, source), hard, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(gradient(STILL, source), hard, rtol=0.05)
+    assert not torch.allclose(gradient(NO_DROPOUT, source), hard, rtol=0.05)
 
 
 @pytest.mark.slow
 def test_steps_after_the_curriculum_minimise_the_nelbo(source):
-    plain = {name: getattr(STILL, name) for name in ("data", "network", "optimizer", "loop", "process")}
+    plain = {name: getattr(NO_DROPOUT, name) for name in ("data", "network", "optimizer", "loop", "process")}
     plain = PretrainConfig(**plain)
     for step, is_same in ((3, False), (4, True)):
-        assert torch.equal(gradient(STILL, source, step), gradient(plain, source, step)) == is_same
-    assert torch.equal(gradient(with_curriculum(STILL, end=0, start=0), source), gradient(plain, source))
+        assert torch.equal(gradient(NO_DROPOUT, source, step), gradient(plain, source, step)) == is_same
+    assert torch.equal(gradient(with_curriculum(NO_DROPOUT, end=0, start=0), source), gradient(plain, source))
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,15 @@ def test_steps_after_the_curriculum_minimise_the_nelbo(source):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_every_setting_reaches_the_gradient(source, change):
-    assert not torch.allclose(gradient(with_curriculum(STILL, **change), source, 2), gradient(STILL, source, 2))
+def test_every_setting_changes_the_gradient(source, change):
+    assert not torch.allclose(
+        gradient(with_curriculum(NO_DROPOUT, **change), source, 2), gradient(NO_DROPOUT, source, 2)
+    )
 
 
 def test_the_temperature_is_constant_then_log_linear():
-    found = [CONFIG.curriculum.tau(step) for step in range(4)]
-    assert found == pytest.approx([10**power for power in (-1, -1, -4 / 3, -5 / 3)])
+    temperatures = [CONFIG.curriculum.tau(step) for step in range(4)]
+    assert temperatures == pytest.approx([10**power for power in (-1, -1, -4 / 3, -5 / 3)])
     assert CurriculumConfig().tau(400_000) == pytest.approx(1e-3)
 
 
@@ -138,25 +140,25 @@ def test_a_shortened_run_has_a_curriculum_shortened_in_proportion():
     assert cut == replace(long, loop=cut.loop, curriculum=cut.curriculum)
 
 
-def test_the_defaults():
+def test_the_defaults_are_those_of_pretraining_with_uniform_states_and_the_published_curriculum():
     curriculum = {"end": 500_000, "start": 0, "log10_tau_start": -3.0, "log10_tau_end": -3.0,
                   "gamma_min": None, "gamma_max": None, "alpha_max": 0.95, "alpha_min": 0.05}  # fmt: skip
     assert asdict(DuoConfig()) == asdict(PretrainConfig()) | {"process": "uniform", "curriculum": curriculum}
 
 
-def test_the_method_is_found_by_its_settings():
+def test_the_class_of_the_settings_determines_the_method():
     assert METHODS["duo"] is Duo is method_of(CONFIG)
     assert method_of(PretrainConfig()) is METHODS["elbo"]
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, run_twice):
-    run_twice(lambda folder: make_trainer(CONFIG, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(source, assert_resumes_exactly):
+    assert_resumes_exactly(lambda folder: make_trainer(CONFIG, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
 
 
 def test_micro_batches_are_averaged(source):
     """The gradient of 2 x 4 sequences is the mean over both halves, which have different noise."""
-    config = replace(STILL, loop=replace(STILL.loop, accumulation=2))
+    config = replace(NO_DROPOUT, loop=replace(NO_DROPOUT.loop, accumulation=2))
     job = make_trainer(config, Inputs(source, CPU))
     network = job.method.trained["network"]
     for batch in (job.method.prepare(0, number) for number in range(2)):
@@ -170,8 +172,8 @@ def test_micro_batches_are_averaged(source):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_several_processes_draw_the_rows_of_a_single_one(source, monkeypatch, size):
-    method = make_trainer(STILL, Inputs(source, CPU)).method
+def test_several_processes_draw_the_rows_of_a_single_process(source, monkeypatch, size):
+    method = make_trainer(NO_DROPOUT, Inputs(source, CPU)).method
     whole, parts = method.prepare(1, 0), []
     for rank in range(size):
         monkeypatch.setattr("didi.methods.duo.process_group", lambda rank=rank: ProcessGroup(rank, size))
@@ -183,19 +185,19 @@ def test_several_processes_draw_the_rows_of_a_single_one(source, monkeypatch, si
 
 def test_in_bf16_relaxed_tokens_are_embedded_in_float32_and_give_nearly_the_same_loss(source):
     """The residual stream of soft inputs is as precise as that of tokens."""
-    found = []
+    losses = []
     for precision in ("float32", "bf16"):
-        job = make_trainer(replace(STILL, loop=replace(STILL.loop, precision=precision)), Inputs(source, CPU))
+        job = make_trainer(replace(NO_DROPOUT, loop=replace(NO_DROPOUT.loop, precision=precision)), Inputs(source, CPU))
         batch = job.method.prepare(0, 0)
         with job.autocast():
             assert job.method.trained["network"].embed(batch.soft).dtype == torch.float32
-        found.append(float(job.step(0)["relaxed_nelbo"]))
-    assert found[1] == pytest.approx(found[0], rel=0.02)
+        losses.append(float(job.step(0)["relaxed_nelbo"]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 @pytest.mark.parametrize("elements", [1, 3 * 8 * NUM])
-def test_chunks_of_rows_are_drawn_as_the_whole(source, monkeypatch, elements):
-    method = make_trainer(STILL, Inputs(source, CPU)).method
+def test_rows_drawn_in_chunks_equal_those_drawn_at_once(source, monkeypatch, elements):
+    method = make_trainer(NO_DROPOUT, Inputs(source, CPU)).method
     whole = method.prepare(1, 0)
     monkeypatch.setattr("didi.diffusion.rowwise.CACHE_ELEMENTS", elements)
     part = method.prepare(1, 0)
@@ -217,15 +219,15 @@ def test_the_log_distinguishes_the_curriculum_loss_from_the_nelbo(source):
     assert "nelbo" in job.step(4)
 
 
-def test_validation_is_that_of_the_ordinary_nelbo(source):
+def test_validation_equals_that_of_uniform_state_pretraining(source):
     duo, plain = (
         make_trainer(replace(PRETRAIN[name], data=CONFIG.data, loop=CONFIG.loop), Inputs(source, CPU))
         for name in ("markov-duo", "markov-udlm")
     )
-    found = duo.validate()
-    assert found == plain.validate()
+    metrics = duo.validate()
+    assert metrics == plain.validate()
     # A new network predicts the uniform distribution; the estimate has few draws.
-    assert found["validation_nelbo"] == pytest.approx(math.log(NUM), rel=0.2)
+    assert metrics["validation_nelbo"] == pytest.approx(math.log(NUM), rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +258,11 @@ def test_training_with_the_curriculum_lowers_the_nelbo():
     network = replace(config.network, hidden_size=32, num_blocks=2, num_heads=2)
     config = replace(config, loop=loop, network=network, optimizer=replace(config.optimizer, warmup_steps=10))
     job = make_trainer(config, Inputs(MarkovSource(7, seed=0, world="exact"), CPU))
-    found = [job.validate()["validation_nelbo"]]
+    values = [job.validate()["validation_nelbo"]]
     for step in range(140):
         job.step(step)
         if step + 1 in (70, 140):
-            found.append(job.validate()["validation_nelbo"])
+            values.append(job.validate()["validation_nelbo"])
     assert config.curriculum.end == 70
-    assert found[1] < found[0] - 0.2
-    assert found[2] < found[1]
+    assert values[1] < values[0] - 0.2
+    assert values[2] < values[1]

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def fitted_steps(source, teacher, monkeypatch):
-    """Steps of the student for a number of minutes; every call of the fake clock adds 8 seconds."""
+    """Function with the steps of the student for a number of minutes; every call of the fake clock adds 8 seconds."""
 
     def steps(minutes, **phases):
         base = MARKOV
@@ -36,7 +36,7 @@ def fitted_steps(source, teacher, monkeypatch):
 
 
 @pytest.mark.slow
-def test_as_many_steps_as_the_time_allows(fitted_steps):
+def test_a_run_has_as_many_steps_as_the_time_allows(fitted_steps):
     # Eight steps take 8 s, so one takes 1 s; the validation takes 8 s, and 95% of the time is planned.
     assert fitted_steps(1.0) == 57 - 8
     assert fitted_steps(0.5) == 28 - 8
@@ -65,7 +65,7 @@ def passes_of(settings, inputs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("warmup", [0, 20])
-def test_as_many_steps_as_the_passes_allow(source, teacher, warmup):
+def test_a_run_has_as_many_steps_as_the_passes_allow(source, teacher, warmup):
     settings = replace(
         MARKOV,
         data=replace(MARKOV.data, length=8),
@@ -80,7 +80,7 @@ def test_as_many_steps_as_the_passes_allow(source, teacher, warmup):
 
 
 @pytest.mark.slow
-def test_fewer_passes_than_one_step_are_refused(source, teacher):
+def test_fewer_passes_than_those_of_one_step_are_refused(source, teacher):
     settings = replace(MARKOV, data=replace(MARKOV.data, length=8))
     inputs = Inputs(source, CPU, teacher=teacher)
     with pytest.raises(UsageError, match=r"max-passes fits one step or more; the shortest run has .* passes, got 2"):

@@ -31,7 +31,7 @@ def trained(make_job, config=LATENT):
     return job
 
 
-def test_the_student_is_its_teacher_with_codes_of_the_scale(make_job):
+def test_a_new_student_has_the_teachers_weights_and_code_embeddings_of_the_configured_scale(make_job):
     method = make_job(LATENT).method
     student, teacher = method.student, method.teacher
     assert student.config == replace(teacher.config, num_codes=4)
@@ -46,7 +46,7 @@ def test_the_student_is_its_teacher_with_codes_of_the_scale(make_job):
 
 
 @pytest.mark.slow
-def test_training_changes_the_embeddings_of_codes_differently(make_job):
+def test_training_changes_every_code_embedding_and_codes_change_the_features(make_job):
     before = make_job(LATENT).method.student.code_embed.embedding.detach().clone()
     job = trained(make_job)
     after = job.method.student.code_embed.embedding
@@ -66,7 +66,7 @@ def test_validation_of_a_student_with_codes_has_no_nelbo(make_job):
 
 
 @torch.no_grad()
-def test_guidance_states_are_those_of_the_ancestral_sampler(make_dit, chi_square):
+def test_guidance_states_follow_the_distribution_of_the_ancestral_sampler(make_dit, chi_square):
     """States after the first of two moves, about half of them masked, and their mixture over codes."""
     student, num = make_dit(vocab_size=3, length=2, seed=4, scale=1.3, num_codes=2), 20_000
     process, move = Bundle(student=student).process, torch.ones(num, dtype=torch.long)
@@ -83,9 +83,11 @@ def test_guidance_states_are_those_of_the_ancestral_sampler(make_dit, chi_square
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, teacher, run_twice):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(source, teacher, assert_resumes_exactly):
     config = replace(SHORT, loop=replace(CONFIG.loop, steps=5), objective=replace(SHORT.objective, reference_steps=0))
-    run_twice(lambda folder: make_trainer(config, Inputs(source, torch.device("cpu"), folder, teacher)), config.loop, 4)
+    assert_resumes_exactly(
+        lambda folder: make_trainer(config, Inputs(source, torch.device("cpu"), folder, teacher)), config.loop, 4
+    )
 
 
 @pytest.mark.slow
@@ -109,7 +111,7 @@ def test_start_needs_a_student_with_the_same_number_of_codes(make_job, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_trained_bundle_can_be_sampled_and_evaluated(make_job, tmp_path):
+def test_a_trained_bundle_can_be_sampled(make_job, tmp_path):
     bundle = load(save(trained(make_job).bundle(), tmp_path / "bundle"))
     for sampler in ("ancestral", "guided"):
         assert didi.generate(bundle, num_samples=3, sampler=sampler).tokens.shape == (3, 8)

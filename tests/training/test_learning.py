@@ -1,6 +1,6 @@
 """A short distillation lowers the exact divergence between the few-move sampler of the student and the data.
 
-The world is a Markov chain of 4 symbols and sequences of 5: the distribution of the sampler is a sum over 3,125 states.
+The data are sequences of 5 symbols of a Markov chain of 4: the distribution of the sampler is a sum over 3,125 states.
 """
 
 from dataclasses import replace
@@ -85,7 +85,7 @@ def sampler_probs(network, num_moves):
         masked = torch.cat([reveal * probs, torch.full((*STATES.shape, 1), 1 - reveal, dtype=torch.float64)], -1)
         visible = torch.nn.functional.one_hot(STATES, NUM_SYMBOLS + 1).double()
         of_position = torch.where((STATES == MASK)[..., None], masked, visible)
-        transition = torch.ones(len(STATES), 1, dtype=torch.float64)  # the states count in base 5
+        transition = torch.ones(len(STATES), 1, dtype=torch.float64)  # STATES are in the order of numbers in base 5
         for position in range(LENGTH):
             transition = (transition[:, :, None] * of_position[:, position, None]).flatten(1)
         mass = mass @ transition
@@ -105,13 +105,13 @@ def test_a_short_distillation_lowers_the_divergence_of_the_sampler(tmp_path):
     source = TinySource()
     teacher = pretrained(PRETRAIN, source)
     student = distilled(DISTILL, source, teacher, tmp_path).student
-    for num_moves in (2, 4):  # 0.71 to 0.48 and 0.28 to 0.20, within 0.01 for three seeds of the distillation
+    for num_moves in (2, 4):  # from 0.71 to 0.48 and from 0.28 to 0.20, within 0.01 for three seeds of the distillation
         before, after = (divergence_from_data(net, source.chain, num_moves) for net in (teacher.teacher, student))
         assert after < 0.8 * before
 
 
 @pytest.mark.slow
-def test_whole_paths_lower_the_divergence_of_the_sampler_they_train(tmp_path):
+def test_whole_paths_lower_the_divergence_at_their_number_of_moves(tmp_path):
     source = TinySource()
     teacher = pretrained(PRETRAIN, source)
     student = distilled(WHOLE_PATH, source, teacher, tmp_path).student
@@ -120,7 +120,7 @@ def test_whole_paths_lower_the_divergence_of_the_sampler_they_train(tmp_path):
 
 
 @pytest.mark.slow
-def test_with_a_reference_a_student_at_a_higher_rate_learns_more(tmp_path):
+def test_a_reference_with_a_higher_learning_rate_lowers_the_divergence_further(tmp_path):
     source = TinySource()
     teacher = pretrained(PRETRAIN, source)
     faster = replace(WHOLE_PATH, student_optimizer=replace(WHOLE_PATH.student_optimizer, learning_rate=1e-3))

@@ -1,3 +1,5 @@
+"""The loggers TensorBoard and wandb, on fake packages that record the calls."""
+
 import sys
 from types import SimpleNamespace
 
@@ -10,19 +12,19 @@ from didi.training.loggers import LOGGERS, open_loggers
 
 
 class Calls(list):
-    """Records every call of a fake object as (name, arguments, keywords)."""
+    """Fake object whose items are its calls, as (name, arguments, options)."""
 
     def __getattr__(self, name):
-        return lambda *args, **how: self.append((name, args, how))
+        return lambda *args, **options: self.append((name, args, options))
 
 
 @pytest.fixture
 def writer(monkeypatch):
-    """Calls of the fake SummaryWriter."""
+    """List of the calls of the fake SummaryWriter."""
     calls = Calls()
 
-    def make(*args, **how):
-        calls.append(("open", args, how))
+    def make(*args, **options):
+        calls.append(("open", args, options))
         return calls
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=make))
@@ -31,11 +33,11 @@ def writer(monkeypatch):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """The fake module, whose attribute ``run`` has the calls."""
+    """The fake package ``wandb``, whose attribute ``run`` is the list of calls."""
     module = SimpleNamespace(run=Calls(), Error=type("Error", (Exception,), {}))
 
-    def init(**how):
-        module.run.append(("init", (), how))
+    def init(**options):
+        module.run.append(("init", (), options))
         return module.run
 
     module.init = init
@@ -63,9 +65,9 @@ def test_wandb_resumes_the_run_of_the_folder(wandb, tmp_path, monkeypatch):
     logger.log(10, {"loss": 1.5})
     logger.close()
     identity = (folder / "wandb-run-id").read_text()
-    how = {"project": "didi", "name": "markov-3", "id": identity, "resume": "allow", "dir": folder}
+    options = {"project": "didi", "name": "markov-3", "id": identity, "resume": "allow", "dir": folder}
     assert wandb.run == [
-        ("init", (), how),
+        ("init", (), options),
         ("define_metric", ("*",), {"step_metric": "step"}),
         ("log", ({"step": 10, "loss": 1.5},), {}),
         ("finish", (), {}),
@@ -73,13 +75,13 @@ def test_wandb_resumes_the_run_of_the_folder(wandb, tmp_path, monkeypatch):
     wandb.run.clear()
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     open_loggers(["wandb"], folder, 10)
-    assert wandb.run[0] == ("init", (), how | {"project": "mine"})
+    assert wandb.run[0] == ("init", (), options | {"project": "mine"})
     open_loggers(["wandb"], tmp_path / "other", 0)
     assert wandb.run[2][2]["id"] != identity
 
 
-def test_a_run_that_wandb_refuses_is_one_line(wandb, tmp_path):
-    def init(**how):
+def test_a_run_that_wandb_refuses_is_reported_in_one_line(wandb, tmp_path):
+    def init(**options):
         raise wandb.Error("No API key configured.\nUse wandb login.")
 
     wandb.init = init
@@ -103,7 +105,7 @@ def test_unknown_and_repeated_names_are_refused_with_the_list(names, tmp_path):
         open_loggers(names, tmp_path, 0)
 
 
-def test_a_logger_that_fails_closes_those_before_it(writer, tmp_path, monkeypatch):
+def test_loggers_opened_before_one_that_fails_are_closed(writer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UsageError, match="the logger wandb needs"):
         open_loggers(["tensorboard", "wandb"], tmp_path, 0)

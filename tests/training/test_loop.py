@@ -1,3 +1,5 @@
+"""The training loop: logging, validation, checkpoints, signals, resumption, and the folder of a run."""
+
 import json
 import os
 import signal
@@ -13,13 +15,16 @@ CONFIG_YAML = "student:\n  rate: 1\ndiscriminator:\n  rate: 2\n"
 
 
 class CountingJob:
-    """A job whose state is the list of steps it did; it can send a signal or fail on the way."""
+    """A job whose state is the list of its steps; it can send a signal to its process or report a loss of NaN."""
 
     tokens_per_step = 10
 
-    def __init__(self, num_steps=6, signal_at=None, number=signal.SIGTERM, signal_in_validation=False, bad_at=None):
+    def __init__(
+        self, num_steps=6, signal_at=None, signal_number=signal.SIGTERM, signal_in_validation=False, bad_at=None
+    ):
         self.num_steps = num_steps
-        self.signal_at, self.number, self.signal_in_validation = signal_at, number, signal_in_validation
+        self.signal_at, self.signal_number = signal_at, signal_number
+        self.signal_in_validation = signal_in_validation
         self.bad_at = bad_at
         self.done = []
         self.num_validations = 0
@@ -27,7 +32,7 @@ class CountingJob:
     def step(self, step):
         self.done.append(step)
         if step == self.signal_at:
-            os.kill(os.getpid(), self.number)
+            os.kill(os.getpid(), self.signal_number)
         return {"loss": torch.tensor(float("nan") if step == self.bad_at else step), "rate": float(step)}
 
     def validate(self):
@@ -75,7 +80,7 @@ def test_a_run_logs_means_validates_and_saves_at_its_intervals(folder):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_with_its_state_saved(folder, number):
-    job = CountingJob(signal_at=2, number=number)
+    job = CountingJob(signal_at=2, signal_number=number)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"stopped at step 3 of 6, saved$"):
         run(job, loop_config(), folder, resume=False)
@@ -84,7 +89,7 @@ def test_a_signal_stops_after_the_step_with_its_state_saved(folder, number):
     assert signal.getsignal(number) is before
 
 
-def test_a_signal_during_validation_is_saved_too(folder):
+def test_a_signal_during_validation_stops_the_run_with_its_state_saved(folder):
     with pytest.raises(Interrupted, match=r"stopped at step \d of 6, saved") as caught:
         run(CountingJob(signal_in_validation=True), loop_config(checkpoint_every=100), folder, resume=False)
     assert checkpoints(folder) == [int(str(caught.value).split()[3])]
@@ -202,6 +207,7 @@ def test_a_new_run_refuses_the_folder_of_another_run(folder):
 def test_a_folder_with_only_checkpoints_holds_a_run(tmp_path):
     folder = RunFolder(tmp_path)
     run(CountingJob(), loop_config(), folder, resume=False)
+    folder.metrics.unlink()
     with pytest.raises(UsageError, match="holds a run"):
         folder.prepare(CONFIG_YAML, resume=False)
 
@@ -253,7 +259,7 @@ def test_a_step_that_may_be_skipped_is_counted_and_left_out_of_the_means(folder)
     assert all("skipped_steps" not in row for row in rows(folder) if row["step"] != 4)
 
 
-def test_a_figure_is_the_mean_of_the_steps_that_have_it(folder):
+def test_a_metric_is_the_mean_over_the_steps_that_report_it(folder):
     class Late(CountingJob):
         def step(self, step):
             return super().step(step) | ({"late": torch.tensor(5.0)} if step % 2 else {})
@@ -262,14 +268,14 @@ def test_a_figure_is_the_mean_of_the_steps_that_have_it(folder):
     assert {row["late"] for row in rows(folder) if "late" in row} == {5}
 
 
-def test_two_runs_do_not_share_a_folder(folder):
+def test_a_second_process_is_refused_while_a_run_holds_the_lock_of_its_folder(folder):
     with folder.locked(), pytest.raises(UsageError, match="another process is running in"), folder.locked():
         pass
     with folder.locked():  # free again
         pass
 
 
-def test_autocast_is_used_only_on_devices_with_bf16():
+def test_autocast_on_a_cpu_is_used_only_for_precision_bf16():
     cpu = torch.device("cpu")
     assert autocast_dtype("auto", cpu) is None
     assert autocast_dtype("float32", cpu) is None

@@ -1,4 +1,4 @@
-"""MMD: every setting reaches the gradient as documented, and a short run lowers an exact divergence."""
+"""Distillation by MMD: gradients compared with naive kernels, settings, resumption, and learning tests."""
 
 import runpy
 import subprocess
@@ -62,12 +62,12 @@ def assert_trains(job):
 
 def features_of(method, rows, layer):
     """Outputs of a block of the teacher for clean sequences."""
-    found = []
-    handle = method.teacher.blocks[layer - 1].register_forward_hook(lambda *args: found.append(args[2]))
+    outputs = []
+    handle = method.teacher.blocks[layer - 1].register_forward_hook(lambda *args: outputs.append(args[2]))
     with torch.no_grad():
         method.teacher(rows, method.process.noise_level(method.teacher, torch.zeros(len(rows))))
     handle.remove()
-    return found[0]
+    return outputs[0]
 
 
 def naive_kernel(objective, first, second, scales):
@@ -91,18 +91,18 @@ def naive_kernels(method, batch):
         is_scored = torch.ones(1, length, dtype=torch.bool)
     rows = torch.cat([batch.x, batch.real], 1)
     features = [features_of(method, rows.flatten(0, 1), layer).unflatten(0, rows.shape[:2]) for layer in layers]
-    found = torch.zeros(num_states, num_samples, rows.shape[1])
+    kernels = torch.zeros(num_states, num_samples, rows.shape[1])
     for state in is_scored.any(1).nonzero().flatten():
         points = [[one[state, row, is_scored[state]] for one in features] for row in range(rows.shape[1])]
         for row in range(num_samples):
             for column in range(rows.shape[1]):
-                found[state, row, column] = naive_kernel(objective, points[row], points[column], method._scales)
-    return found.split([num_samples, batch.real.shape[1]], 2)
+                kernels[state, row, column] = naive_kernel(objective, points[row], points[column], method._scales)
+    return kernels.split([num_samples, batch.real.shape[1]], 2)
 
 
 def gradient(method, loss):
-    found = torch.autograd.grad(loss, list(method.student.parameters()), allow_unused=True)
-    return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+    grads = torch.autograd.grad(loss, list(method.student.parameters()), allow_unused=True)
+    return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
 VALUES = {
@@ -125,8 +125,8 @@ def test_every_setting_is_covered():
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_the_gradient_is_that_of_the_settings(make_job, name):
-    found = []
+def test_the_gradient_equals_that_of_naive_kernels_and_depends_on_every_setting(make_job, name):
+    gradients = []
     for changes in VALUES[name]:
         plain = {} if "objective" in changes else {"completions": 4}
         method = make_job(with_objective(**plain | changes)).method
@@ -139,9 +139,9 @@ def test_the_gradient_is_that_of_the_settings(make_job, name):
             advantage = advantage / advantage.square().mean().sqrt()
         expected = gradient(method, (advantage * batch.score).mean())
         batch = method.prepare(0, 0)
-        found.append(gradient(method, method._loss(batch)[0]))
-        torch.testing.assert_close(found[-1], expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
-    for first, second in pairwise(found):
+        gradients.append(gradient(method, method._loss(batch)[0]))
+        torch.testing.assert_close(gradients[-1], expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
+    for first, second in pairwise(gradients):
         assert (first - second).norm() > 0.01 * first.norm()
 
 
@@ -171,12 +171,12 @@ def test_samples_of_a_path_have_the_configured_number_of_moves(make_job):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [CONFIG.objective, PATH])
 def test_features_may_be_of_corrupted_sequences(make_job, objective):
-    found = []
+    kernels = []
     for times in ((0.0,), (0.5,), (0.0, 0.5)):
         method = make_job(with_objective(objective, feature_times=times, completions=objective.completions)).method
         assert len(method._scales) == len(times)
-        found.append(method._kernels(method.prepare(0, 0))[1])
-    assert (found[0] - found[1]).abs().max() > 1e-3
+        kernels.append(method._kernels(method.prepare(0, 0))[1])
+    assert (kernels[0] - kernels[1]).abs().max() > 1e-3
     method = make_job(with_objective(objective, feature_times=(0.5,))).method
     seen = []
     method.teacher.vocab_embed.register_forward_hook(lambda _, args, output: seen.append(args[0]))
@@ -185,7 +185,7 @@ def test_features_may_be_of_corrupted_sequences(make_job, objective):
     assert 0.3 < masked.float().mean() < 0.7
 
 
-def test_equal_samples_have_a_finite_loss(make_job):
+def test_equal_samples_have_a_small_finite_loss(make_job):
     method = make_job(with_objective(PATH)).method
     batch = method.prepare(0, 0)
     assert method.settings.objective.normalise_advantage
@@ -202,18 +202,17 @@ def test_features_of_many_sequences_are_computed_in_parts(make_job, monkeypatch)
     assert parts == [2, 2, 1]
 
 
-def test_a_bank_replaces_the_sequences_of_the_step(make_job):
+def test_with_a_bank_samples_are_compared_with_its_sequences(make_job):
     method = make_job(with_objective(PATH, bank_size=8)).method
     assert [len(features) for features in method._bank] == [8]
     rows = method.source.batch(0, 8)
     batch = method.prepare(1, 0)
-    found = method._kernels(batch)[1][0]
-    whole = replace(batch, real=rows[None])
+    kernel = method._kernels(batch)[1][0]
     method._bank = []
-    of_all = method._kernels(whole)[1][0]
-    for column in found.T:  # each is the kernel with a row of the bank
-        assert (of_all - column[:, None]).abs().amax(0).min() < 1e-5
-    assert found.shape == (4, 4)
+    kernel_with_all = method._kernels(replace(batch, real=rows[None]))[1][0]
+    for column in kernel.T:  # each is the kernel with a row of the bank
+        assert (kernel_with_all - column[:, None]).abs().amax(0).min() < 1e-5
+    assert kernel.shape == (4, 4)
 
 
 @pytest.mark.slow
@@ -226,11 +225,11 @@ def test_a_bank_replaces_the_sequences_of_the_step(make_job):
         replace(with_objective(PATH), loop=replace(CONFIG.loop, accumulation=2)),
     ],
 )
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, config):
-    run_twice(lambda folder: make_job(config, folder), config.loop, 1)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_job, assert_resumes_exactly, config):
+    assert_resumes_exactly(lambda folder: make_job(config, folder), config.loop, 1)
 
 
-def test_the_bandwidths_are_kept_with_a_checkpoint(make_job):
+def test_the_bandwidths_are_restored_from_a_checkpoint(make_job):
     job, other = (make_job(with_objective(PATH)) for _ in range(2))
     state = job.state_dict()
     state["method"]["scales"] = state["method"]["scales"] * 2
@@ -239,13 +238,11 @@ def test_the_bandwidths_are_kept_with_a_checkpoint(make_job):
 
 
 @pytest.mark.slow
-def test_accumulated_micro_batches_are_parts_of_the_batch(make_job):
-    """States are independent: the two halves differ from the whole batch only in the scale of advantages."""
+def test_accumulated_micro_batches_have_consecutive_corpus_rows_of_the_batch(make_job):
     plain = with_objective(normalise_advantage=False, completions=4)
-    method = make_job(replace(plain, loop=replace(plain.loop, batch_size=2, accumulation=2))).method
-    x0 = [method.prepare(0, number).real[:, 0] for number in (0, 1)]
-    assert torch.equal(torch.cat(x0), method.source.batch(0, 4))
     job = make_job(replace(plain, loop=replace(plain.loop, batch_size=2, accumulation=2)))
+    x0 = [job.method.prepare(0, number).real[:, 0] for number in (0, 1)]
+    assert torch.equal(torch.cat(x0), job.method.source.batch(0, 4))
     assert_trains(job)
     paths = replace(with_objective(PATH, corpus_rows=2), loop=replace(plain.loop, accumulation=2))
     method = make_job(paths).method
@@ -263,7 +260,7 @@ def test_a_uniform_state_teacher_can_be_distilled(make_job, uniform_teacher, obj
         assert batch.is_scored.all()
 
 
-def test_the_bundle_names_the_moves(make_job):
+def test_the_bundle_records_the_number_of_moves_of_a_path(make_job):
     assert make_job(with_objective(PATH)).method.bundle().intended_nfe == 3
     assert make_job(CONFIG).method.bundle().intended_nfe is None
 

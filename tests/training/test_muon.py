@@ -1,3 +1,5 @@
+"""Muon: orthogonalised updates, the weights that it takes, step size, precision, and resumption."""
+
 import pytest
 import torch
 from torch import nn
@@ -24,7 +26,7 @@ def test_singular_values_become_about_one_and_singular_vectors_stay(shape):
     assert (rotated - torch.diag_embed(rotated.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-4
 
 
-def test_a_zero_gradient_moves_nothing():
+def test_a_zero_gradient_gives_a_zero_step():
     assert torch.equal(orthogonalised(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
 
 
@@ -33,15 +35,15 @@ def small_network():
     return DiT(DiTConfig(vocab_size=7, mask_id=6, length=4, hidden_size=8, num_blocks=2, num_heads=2, conv_radius=1))
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
+def test_muon_updates_the_matrices_of_the_blocks_only():
     network = small_network()
     optimizer = make_optimizer(network, OptimizerConfig(method="muon"))
     assert isinstance(optimizer, Muon)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    taken = {names[id(p)] for group in optimizer.param_groups if group.get("is_muon") for p in group["params"]}
-    kinds = {name.split(".", 2)[2] for name in taken}
+    by_muon = {names[id(p)] for group in optimizer.param_groups if group.get("is_muon") for p in group["params"]}
+    kinds = {name.split(".", 2)[2] for name in by_muon}
     assert kinds == {"attn_qkv.weight", "attn_out.weight", "mlp.0.weight", "mlp.2.weight"}
-    assert len(taken) == 8
+    assert len(by_muon) == 8
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
 
 
@@ -72,7 +74,7 @@ def test_iterations_in_bfloat16_take_nearly_the_same_step_and_keep_the_dtype_of_
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_precision_of_the_run_is_that_of_the_iterations(precision, dtype):
+def test_the_iterations_have_the_precision_of_the_run(precision, dtype):
     settings = PretrainConfig(
         data=DataConfig(corpus="markov", length=8),
         network=NetworkConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=4),
@@ -84,7 +86,7 @@ def test_the_precision_of_the_run_is_that_of_the_iterations(precision, dtype):
     assert optimizer.iteration_dtype == dtype
 
 
-def test_both_kinds_of_rates_follow_the_schedule_and_the_state_resumes():
+def test_rates_of_both_optimizers_follow_the_schedule_and_training_resumes_bit_for_bit():
     def train(network, optimizer, steps):
         for step in steps:
             torch.manual_seed(step)
@@ -92,17 +94,17 @@ def test_both_kinds_of_rates_follow_the_schedule_and_the_state_resumes():
             clip_and_step(network, optimizer, config, rate=0.01 * (step + 1))
 
     config = OptimizerConfig(method="muon", muon_rate_scale=3.0)
-    straight = small_network()
-    nn.init.normal_(straight.output_layer.linear.weight)
-    halted = small_network()
-    halted.load_state_dict(straight.state_dict())
-    optimizer = make_optimizer(straight, config)
-    train(straight, optimizer, range(4))
+    whole = small_network()
+    nn.init.normal_(whole.output_layer.linear.weight)
+    resumed = small_network()
+    resumed.load_state_dict(whole.state_dict())
+    optimizer = make_optimizer(whole, config)
+    train(whole, optimizer, range(4))
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.04, 0.04, 0.12])
 
-    first = make_optimizer(halted, config)
-    train(halted, first, range(2))
-    second = make_optimizer(halted, config)
+    first = make_optimizer(resumed, config)
+    train(resumed, first, range(2))
+    second = make_optimizer(resumed, config)
     second.load_state_dict(first.state_dict())
-    train(halted, second, range(2, 4))
-    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), halted.parameters(), strict=True))
+    train(resumed, second, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))

@@ -1,3 +1,5 @@
+"""Learning rates, weight decay, clipped updates, and the average of weights."""
+
 import copy
 import math
 
@@ -27,7 +29,7 @@ def test_the_rate_rises_linearly_to_its_peak():
     ],
 )
 def test_the_rate_decays_in_the_configured_shape(decay, expected):
-    assert rates(4, decay=decay) == pytest.approx([0.1 * share for share in expected])
+    assert rates(4, decay=decay) == pytest.approx([0.1 * fraction for fraction in expected])
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
@@ -130,7 +132,7 @@ def test_a_skipped_step_does_not_change_the_average(is_changed):
 
 
 @pytest.mark.parametrize("is_ramped", [True, False])
-def test_averages_decided_on_the_device_equal_those_of_the_host(is_ramped):
+def test_averages_with_a_condition_on_the_device_equal_those_with_a_condition_on_the_host(is_ramped):
     network = nn.Linear(3, 1)
     of_host, of_device = (Average(network, 0.3, is_ramped=is_ramped) for _ in range(2))
     for is_changed in (True, True, False, True, True, True):

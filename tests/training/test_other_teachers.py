@@ -53,21 +53,22 @@ def sedd_teacher(make_dit):
     return Bundle(teacher=network, process=ScoreAbsorbing(32, schedule_from_name("log-linear-eps")))
 
 
-def largest_difference(found, expected):
-    assert found.keys() == expected.keys()
-    one, other = (torch.cat([values[name].flatten() for name in expected]) for values in (found, expected))
+def relative_difference(actual, expected):
+    """Norm of the difference over the norm of the expected gradient."""
+    assert actual.keys() == expected.keys()
+    one, other = (torch.cat([values[name].flatten() for name in expected]) for values in (actual, expected))
     assert other.norm() > 0
     return float((one - other).norm() / other.norm())
 
 
-def assert_as_rebuilt(config, step, source, bundle, folder, of_student=None):
-    """Gradients of a step equal those from pure functions, which use the student's process ``of_student``."""
+def assert_gradients_as_rebuilt(config, step, source, bundle, folder, of_student=None):
+    """Assert that the gradients of a step equal those from pure functions, which use the process ``of_student``."""
     observed = observe_distillation(config, [step], source, bundle, folder)
     student_bundle = bundle if of_student is None else replace(bundle, process=of_student)
     expected = rebuilt_gradients(rebuilt_step.Inputs(config, source, student_bundle), step, observed)
     assert [update.network for update in observed.updates] == [network for network, _ in expected]
     for update, (_, gradient) in zip(observed.updates, expected, strict=True):
-        assert largest_difference(update.gradient, gradient) < 1e-4
+        assert relative_difference(update.gradient, gradient) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -90,23 +91,29 @@ def assert_as_rebuilt(config, step, source, bundle, folder, of_student=None):
         (5, BUDGETS, {"guidance_steps": 2, "output": "sequence"}),
     ],
 )
-def test_a_step_from_a_uniform_state_teacher(source, uniform_teacher, tmp_path, step, objective, discriminator):
+def test_the_gradients_from_a_uniform_state_teacher_equal_those_from_pure_functions(
+    source, uniform_teacher, tmp_path, step, objective, discriminator
+):
     settings = DiscriminatorSettings(warmup_steps=2, pool_size=16, pool_nfe=2, **discriminator)
     config = replace(CONFIG, objective=ObjectiveConfig(**objective), discriminator=settings)
-    assert_as_rebuilt(config, step, source, uniform_teacher, tmp_path)
+    assert_gradients_as_rebuilt(config, step, source, uniform_teacher, tmp_path)
 
 
 @pytest.mark.parametrize("schedule", ["log-linear-eps", "cosine"])
-def test_other_schedules_of_a_uniform_state_teacher(source, uniform_teacher, tmp_path, schedule):
+def test_the_gradients_for_other_uniform_state_schedules_equal_those_from_pure_functions(
+    source, uniform_teacher, tmp_path, schedule
+):
     bundle = replace(uniform_teacher, process=Uniform(32, schedule_from_name(schedule)))
-    assert_as_rebuilt(UNIFORM, 2, source, bundle, tmp_path)
+    assert_gradients_as_rebuilt(UNIFORM, 2, source, bundle, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [WHOLE, BRANCHES | {"reference_steps": 2}], ids=["plain", "reference"])
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, uniform_teacher, objective):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    make_job, assert_resumes_exactly, uniform_teacher, objective
+):
     config = replace(UNIFORM, objective=ObjectiveConfig(**objective))
-    run_twice(lambda folder: make_job(config, folder, uniform_teacher), config.loop, 3)
+    assert_resumes_exactly(lambda folder: make_job(config, folder, uniform_teacher), config.loop, 3)
 
 
 @pytest.mark.slow
@@ -142,8 +149,8 @@ def test_guidance_states_are_those_of_the_finished_students_sampler(uniform_teac
     states = [process.prior(Canvas.blank(num, 8), uniforms[0, ..., None].expand(-1, -1, 2))]
     states += [step.z for step in sampler(Canvas.blank(num, 8), time_grid(num_moves), noise)]
     move = torch.arange(num) % num_moves + 1
-    found = guidance_states(student, process, move, num_moves, uniforms)
-    assert torch.equal(found, torch.stack(states)[move, torch.arange(num)])
+    actual = guidance_states(student, process, move, num_moves, uniforms)
+    assert torch.equal(actual, torch.stack(states)[move, torch.arange(num)])
     assert not torch.equal(states[0], states[-1])
 
 
@@ -201,11 +208,11 @@ def test_presets_of_two_moves_are_refused_for_a_uniform_state_teacher(make_job, 
             make_job(preset(UNIFORM, name), bundle=uniform_teacher)
 
 
-@pytest.mark.parametrize(("num", "is_fit"), [(32, True), (33, True), (31, False), (34, False)])
-def test_the_corpus_has_the_symbols_of_the_teacher_with_or_without_the_mask(make_dit, tmp_path, num, is_fit):
+@pytest.mark.parametrize(("num", "is_accepted"), [(32, True), (33, True), (31, False), (34, False)])
+def test_the_corpus_must_have_the_symbols_of_the_teacher_with_or_without_the_mask(make_dit, tmp_path, num, is_accepted):
     network = make_dit(vocab_size=num, mask_id=None, length=8, is_time_conditioned=True)
     inputs = Inputs(RandomSource(8, 33), CPU, tmp_path, Bundle(teacher=network, process=Uniform(num)))
-    if is_fit:
+    if is_accepted:
         make_trainer(UNIFORM, inputs)
     else:
         with pytest.raises(UsageError, match=f"the corpus has 33 symbols, the teacher {num}"):
@@ -268,13 +275,13 @@ def test_a_step_from_a_sedd_absorb_teacher_is_that_of_the_masked_model(source, s
     settings = replace(CONFIG.discriminator, real_source="teacher-pool")
     config = replace(CONFIG, objective=objective, discriminator=settings)
     masked = Absorbing(32, schedule_from_name("log-linear-eps"))
-    assert_as_rebuilt(config, step, source, sedd_teacher, tmp_path, masked)
+    assert_gradients_as_rebuilt(config, step, source, sedd_teacher, tmp_path, masked)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_scores_that_do_not_sum_to_1_change_nothing(make_job, sedd_teacher, tmp_path):
-    """A constant added to all outputs changes scores, but not the masked model: pool, regulariser, validation."""
+def test_a_constant_added_to_all_sedd_outputs_does_not_change_the_distillation(make_job, sedd_teacher, tmp_path):
+    """It changes the scores but not the masked model, and so neither pool nor regulariser nor validation."""
     shifted_teacher = Bundle(teacher=shifted(sedd_teacher.teacher, 2.0), process=sedd_teacher.process)
     config = replace(CONFIG, discriminator=replace(CONFIG.discriminator, real_source="teacher-pool"))
     jobs = [make_job(config, tmp_path / str(n), one) for n, one in enumerate((sedd_teacher, shifted_teacher))]
@@ -284,8 +291,8 @@ def test_scores_that_do_not_sum_to_1_change_nothing(make_job, sedd_teacher, tmp_
     of_teacher = [job.method._teacher_log_probs(job.method.teacher, batch) for job in jobs]
     for one, other in zip(*of_teacher, strict=True):
         assert divergence("forward", one, other).abs().max() < 1e-5
-    figures = [job.validate()["validation_nelbo"] for job in jobs]
-    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+    nelbos = [job.validate()["validation_nelbo"] for job in jobs]
+    assert nelbos[0] == pytest.approx(nelbos[1], rel=1e-5)
     seed, options = derive_seed(config.seed, "pool"), {"num_samples": 16, "nfe": 2, "length": 8}
     masked, scores = (
         generate(replace(shifted_teacher, process=process), seed=seed, **options).tokens

@@ -12,7 +12,6 @@ from didi.methods.base import Inputs
 from didi.methods.masked_moves import MaskedMoves
 from didi.methods.rollout import rollout
 from didi.methods.sdtt import SdttConfig
-from didi.methods.settings import DistillationConfig
 from didi.methods.trajectories import Uniforms
 from didi.methods.whole_path import path_log_probs
 from didi.models.proteins import MASK_ID, PAD_ID
@@ -26,15 +25,15 @@ from .padded_case import (
     CPU,
     DISTILL,
     assert_same_gradients,
-    chosen,
+    change_padding_embedding,
     distillation,
-    each_alone,
     gradients,
     log_probs_alone,
     log_ratio_alone,
     protein_source,
     protein_teacher,
-    with_other_padding,
+    rows_and_lengths,
+    summed_log_prob,
 )
 
 STUDENT, GUIDANCE = 1, 4
@@ -42,7 +41,7 @@ STUDENT, GUIDANCE = 1, 4
 
 @pytest.fixture
 def make_method(randomise, tmp_path):
-    """A distillation with float64 networks; student, teacher and discriminator have different random weights."""
+    """Function that makes a distillation with float64 networks, each with other random weights."""
 
     def make(config):
         job = make_trainer(config, Inputs(protein_source(), CPU, tmp_path, protein_teacher(randomise)))
@@ -66,7 +65,7 @@ def scores_of_paths_alone(network, drawn, num_moves):
     """Log-probability of the moves before the branch and after it, replayed for each protein without padding."""
     times = 1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves
     before, after = (torch.zeros(drawn.x.shape[:2], dtype=torch.float64) for _ in range(2))
-    for row, width in each_alone(drawn.canvas):
+    for row, width in rows_and_lengths(drawn.canvas):
         for path in range(drawn.x.shape[1]):
             x, reveal = drawn.x[row, path, :width], drawn.record[row, path, 0, :width]
             z, is_residue = x.clone(), drawn.canvas.is_free[row, :width]
@@ -75,7 +74,7 @@ def scores_of_paths_alone(network, drawn, num_moves):
                 is_revealed = (z == MASK_ID) & (reveal >= s)
                 if is_revealed.any():
                     side = before if s >= drawn.tau[row] else after
-                    side[row, path] += chosen(log_probs_alone(network, z), x, is_revealed)
+                    side[row, path] += summed_log_prob(log_probs_alone(network, z), x, is_revealed)
                 z = torch.where(is_revealed, x, z)
     return before, after
 
@@ -84,16 +83,16 @@ def scores_alone(method, drawn):
     """Score of the first and of the second move for each protein alone, and the rows that are regularised."""
     student, objective = method.student, method.settings.objective
     first, second, regularised = [], [], [[], []]
-    for row, width in each_alone(drawn.canvas):
+    for row, width in rows_and_lengths(drawn.canvas):
         is_residue, z = drawn.canvas.is_free[row, :width], drawn.z_tau[row, :width]
         start = torch.where(is_residue, MASK_ID, z)
         of_start, of_z = (log_probs_alone(student, state) for state in (start, z))
-        first.append(chosen(of_start, z, is_residue & (z != MASK_ID)))
+        first.append(summed_log_prob(of_start, z, is_residue & (z != MASK_ID)))
         for network, rows in ((student, regularised[0]), (method.teacher, regularised[1])):
             rows.append((log_probs_alone(network, start)[is_residue], log_probs_alone(network, z)[z == MASK_ID]))
         for x, z_t in zip(drawn.x[row, :, :width], drawn.z_t[row, :, 0, :width], strict=True):
             counted = (z == MASK_ID) & ((z_t != MASK_ID) if objective.revealed_only else True)
-            second.append(chosen(of_z, x, counted))
+            second.append(summed_log_prob(of_z, x, counted))
     is_scored = objective.trajectory == "two-moves"
     return torch.stack(first) * is_scored, torch.stack(second).view(drawn.x.shape[:2]), regularised
 
@@ -114,7 +113,7 @@ def student_loss_alone(method, drawn):
     rewards = torch.stack(
         [
             log_ratio_alone(discriminator, z_t[:width])
-            for row, width in each_alone(canvas)
+            for row, width in rows_and_lengths(canvas)
             for z_t in drawn.z_t[row].flatten(0, 1)
         ]
     ).view(drawn.z_t.shape[:3])
@@ -150,11 +149,11 @@ def test_the_discriminators_gradient_is_that_of_the_proteins_alone(method, monke
     monkeypatch.setattr(method, "_compare", lambda *args: calls.append(args) or type(method)._compare(method, *args))
     batch = method.prepare(STUDENT, 0)
     for repeat in range(method.settings.discriminator.steps_per_student_step):
-        loss, figures = method._discriminator_loss(repeat, batch)
+        loss, metrics = method._discriminator_loss(repeat, batch)
         fake, real, *_ = calls[-1]
         is_right, losses = [], {1: [], 0: []}
         for side, label in ((fake, 1), (real, 0)):
-            for row, width in each_alone(side):
+            for row, width in rows_and_lengths(side):
                 z = side.tokens[row : row + 1, :width]
                 logits = method.discriminator(z)[0].double()
                 target = torch.full_like(logits, float(label))
@@ -164,7 +163,7 @@ def test_the_discriminators_gradient_is_that_of_the_proteins_alone(method, monke
                 ratio = logits if logits.ndim == 0 else logits[counted].mean()
                 is_right.append(float((ratio > 0) == bool(label)))
         expected = (torch.stack(losses[1]).mean() + torch.stack(losses[0]).mean()) / 2
-        assert float(figures["discriminator_accuracy"]) == pytest.approx(sum(is_right) / len(is_right))
+        assert float(metrics["discriminator_accuracy"]) == pytest.approx(sum(is_right) / len(is_right))
         torch.testing.assert_close(loss.double(), expected, **CLOSE)
         assert_same_gradients(loss, expected, method.discriminator)
 
@@ -173,21 +172,21 @@ def test_the_discriminators_gradient_is_that_of_the_proteins_alone(method, monke
 def test_the_embedding_of_padding_has_no_effect(method):
     """Losses and gradients of all phases, and validation, do not depend on it."""
 
-    def figures():
-        found, batch = [], method.prepare(STUDENT, 0)
+    def losses_and_validation():
+        losses, batch = [], method.prepare(STUDENT, 0)
         for repeat in range(method.settings.discriminator.steps_per_student_step):
-            found.append(method._discriminator_loss(repeat, batch)[0])
-            assert not gradients(found[-1], method.discriminator)["trunk.vocab_embed.embedding"][PAD_ID].any()
-        found.append(method._student_loss(batch)[0])
-        assert not gradients(found[-1], method.student)["vocab_embed.embedding"][PAD_ID].any()
-        found.append(method._guidance_loss(method.prepare(GUIDANCE, 0))[0])
-        return [*(float(loss.detach()) for loss in found), *method.validate().values()]
+            losses.append(method._discriminator_loss(repeat, batch)[0])
+            assert not gradients(losses[-1], method.discriminator)["trunk.vocab_embed.embedding"][PAD_ID].any()
+        losses.append(method._student_loss(batch)[0])
+        assert not gradients(losses[-1], method.student)["vocab_embed.embedding"][PAD_ID].any()
+        losses.append(method._guidance_loss(method.prepare(GUIDANCE, 0))[0])
+        return [*(float(loss.detach()) for loss in losses), *method.validate().values()]
 
-    before = figures()
+    before = losses_and_validation()
     networks = [method.student, method.teacher, method.discriminator.trunk, method.runtime.averaged()]
     for network in [*networks, *([method._reference.network] if method._reference else [])]:
-        with_other_padding(network)
-    assert figures() == pytest.approx(before, rel=1e-6)
+        change_padding_embedding(network)
+    assert losses_and_validation() == pytest.approx(before, rel=1e-6)
 
 
 def test_samples_have_the_lengths_and_special_symbols_of_their_real_rows(method, monkeypatch):
@@ -204,14 +203,13 @@ def test_samples_have_the_lengths_and_special_symbols_of_their_real_rows(method,
             canvas = method.source.canvas(torch.where(side.tokens == MASK_ID, 5, side.tokens))
             assert torch.equal(canvas.is_free, side.is_free)
             assert torch.equal(canvas.is_real, side.is_real)
-        step = 0 if is_guidance else 1
         if is_same or is_guidance:
             assert torch.equal(fake.is_real, real.is_real)
         elif number == 0 or settings.discriminator.fresh_rollouts:
-            each = settings.objective.completions * step
-            assert torch.equal(fake.is_real[::each], real.is_real[::each])
+            num = settings.objective.completions
+            assert torch.equal(fake.is_real[::num], real.is_real[::num])
     sizes = {(fake.is_real.sum(1)).sum().item() for fake, *_ in calls}
-    assert len(sizes) > 1  # all updates have different rows
+    assert len(sizes) > 1  # updates have different rows
 
 
 @pytest.mark.parametrize("branch", [1, 3])
@@ -231,7 +229,7 @@ def test_paths_of_a_batch_equal_those_of_each_protein_alone(randomise, branch):
             return self.parts.pop(0)
 
     batch = MaskedMoves.of(network, process, 3, canvas).branches(branch, 2, FixedUniforms(slice(None), canvas.length))
-    for row, width in each_alone(canvas):
+    for row, width in rows_and_lengths(canvas):
         here = slice(row, row + 1)
         alone = source.canvas(canvas.tokens[here, :width])
         single = MaskedMoves.of(network, process, 3, alone).branches(branch, 2, FixedUniforms(here, width))
@@ -245,14 +243,14 @@ def test_paths_of_a_batch_equal_those_of_each_protein_alone(randomise, branch):
         torch.testing.assert_close(again[0], single.first_score + log_probs.sum(-1), **CLOSE)
 
 
-def test_teacher_log_probs_have_the_lengths_of_each_step(make_method):
-    """First states differ between steps, so that none may be cached."""
+def test_the_teachers_first_log_probs_are_computed_anew_for_the_lengths_of_each_step(make_method):
+    """Unlike those of sequences of one length, first states differ between steps, so that none may be cached."""
     method = make_method(CASES["two moves"])
     for step in (STUDENT, STUDENT + 1):
         drawn = method.prepare(step, 0).rollout
         first, _ = method._teacher_log_probs(method.teacher, drawn)
         alone = []
-        for row, width in each_alone(drawn.canvas):
+        for row, width in rows_and_lengths(drawn.canvas):
             is_residue = drawn.canvas.is_free[row, :width]
             start = torch.where(is_residue, MASK_ID, drawn.z_tau[row, :width])
             alone.append(log_probs_alone(method.teacher, start)[is_residue])
@@ -272,10 +270,10 @@ def test_processes_share_the_proteins_of_a_rollout(make_method, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["whole paths", "two moves"])
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(randomise, run_twice, name):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(randomise, assert_resumes_exactly, name):
     config = CASES[name]
     teacher = protein_teacher(randomise)
-    run_twice(
+    assert_resumes_exactly(
         lambda folder: make_trainer(config, Inputs(protein_source(), CPU, folder, teacher)), config.loop, stop_in=2
     )
 
@@ -289,7 +287,6 @@ def test_settings_that_do_not_support_proteins_are_refused(make_method):
         (distillation({"moves": 1, "initial_mask_ratio": 0.5}, {"guidance_steps": 0}), "initial_mask_ratio is 1 for"),
         (SdttConfig(data=DISTILL.data, loop=DISTILL.loop), "need method didi"),
     ):
-        assert isinstance(config, DistillationConfig)
         with pytest.raises(UsageError, match=message):
             make_method(config)
 

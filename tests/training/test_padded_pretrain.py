@@ -20,11 +20,11 @@ from .padded_case import (
     CPU,
     PRETRAIN,
     assert_same_gradients,
-    chosen,
-    each_alone,
     gradients,
     log_probs_alone,
     protein_source,
+    rows_and_lengths,
+    summed_log_prob,
 )
 
 
@@ -35,10 +35,10 @@ def source():
 
 @pytest.fixture
 def job(source, randomise):
-    """Float64 networks with random weights."""
-    found = make_trainer(PRETRAIN, Inputs(source, CPU))
-    randomise(found.method.trained["network"].double(), seed=3)
-    return found
+    """A pre-training whose float64 network has random weights."""
+    job = make_trainer(PRETRAIN, Inputs(source, CPU))
+    randomise(job.method.trained["network"].double(), seed=3)
+    return job
 
 
 def test_the_loss_of_a_padded_batch_is_the_mean_over_proteins_of_the_loss_per_residue(job):
@@ -47,16 +47,16 @@ def test_the_loss_of_a_padded_batch_is_the_mean_over_proteins_of_the_loss_per_re
         job.method.settings = replace(PRETRAIN, weight=weight)
         batch = job.method.prepare(0, 0)
         assert batch.canvas.has_padding
-        loss, figures = job.method._nelbo(batch)
+        loss, metrics = job.method._nelbo(batch)
         alone = []
-        for row, width in each_alone(batch.canvas):
+        for row, width in rows_and_lengths(batch.canvas):
             x0, z = batch.x0[row, :width], batch.z[row, :width]
             scale = process.loss_weight(batch.t[row]) if weight == "nelbo" else 1.0
-            alone.append(-scale * chosen(log_probs_alone(network, z), x0, z == MASK_ID) / (width - 2))
+            alone.append(-scale * summed_log_prob(log_probs_alone(network, z), x0, z == MASK_ID) / (width - 2))
         expected = torch.stack(alone).mean()
         torch.testing.assert_close(loss.double(), expected, **CLOSE)
         if weight == "nelbo":
-            torch.testing.assert_close(figures["nelbo"].double(), expected.detach(), **CLOSE)
+            torch.testing.assert_close(metrics["nelbo"].double(), expected.detach(), **CLOSE)
         assert_same_gradients(loss, expected, network)
 
 
@@ -71,13 +71,13 @@ def test_neither_special_symbols_nor_padding_are_masked_or_predicted(job):
         num_masks += int((batch.z == MASK_ID).sum())
         assert batch.num_predicted == (batch.z == MASK_ID).sum()
     assert num_masks > 50
-    found = gradients(job.method._nelbo(batch)[0], network)
-    assert not found["vocab_embed.embedding"][PAD_ID].any()
-    assert found["vocab_embed.embedding"][BEGIN_ID].any()
+    gradient_of = gradients(job.method._nelbo(batch)[0], network)
+    assert not gradient_of["vocab_embed.embedding"][PAD_ID].any()
+    assert gradient_of["vocab_embed.embedding"][BEGIN_ID].any()
     is_possible = network(batch.z, None, batch.canvas.attention_mask).isfinite()
-    drawn = [name.isalpha() and name != "X" for name in ALPHABET]
+    is_residue = [name.isalpha() and name != "X" for name in ALPHABET]
     assert torch.equal(
-        is_possible[batch.canvas.is_real], torch.tensor(drawn).expand(int(batch.canvas.is_real.sum()), -1)
+        is_possible[batch.canvas.is_real], torch.tensor(is_residue).expand(int(batch.canvas.is_real.sum()), -1)
     )
 
 
@@ -97,21 +97,21 @@ def test_validation_is_the_bound_of_each_protein_alone_per_residue(job, source):
 def test_a_process_without_a_row_of_the_last_batch_adds_nothing_to_the_bound(job, source, monkeypatch):
     class FirstProcess(ProcessGroup):
         def sum(self, value):
-            return value  # its own part
+            return value  # as if the other processes added 0
 
     monkeypatch.setattr("didi.models.nelbo.process_group", lambda: FirstProcess(0, 2))
     network, process, rows = job.method.trained["network"], job.method.process, source.validation[:1]
     assert nats_per_token(network, process, rows, batch_size=4, canvas_of=source.canvas) == 0
 
 
-def test_an_autoregressive_network_learns_residues_alone(source):
+def test_an_autoregressive_network_learns_residues_only(source):
     config = replace(PRETRAIN, model="autoregressive", network=replace(PRETRAIN.network, kind="dit"))
     job = make_trainer(config, Inputs(source, CPU))
     network = job.method.trained["network"].double()
     batch = job.method.prepare(0, 0)
     loss, _ = job.method._nll(batch)
     alone = []
-    for row, width in each_alone(batch.canvas):
+    for row, width in rows_and_lengths(batch.canvas):
         terms = AutoregressiveLM.nll(network, batch.x0[row : row + 1, :width])[0]
         alone.append(terms[1:-1].mean())
     torch.testing.assert_close(loss, torch.stack(alone).mean(), **CLOSE)
@@ -125,9 +125,9 @@ def test_an_autoregressive_network_learns_residues_alone(source):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["masked-diffusion", "autoregressive"])
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(run_twice, model):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(assert_resumes_exactly, model):
     config = replace(PRETRAIN, model=model)
-    run_twice(lambda folder: make_trainer(config, Inputs(protein_source(), CPU)), config.loop, stop_in=1)
+    assert_resumes_exactly(lambda folder: make_trainer(config, Inputs(protein_source(), CPU)), config.loop, stop_in=1)
 
 
 def test_processes_share_the_proteins_of_a_batch(job, monkeypatch):

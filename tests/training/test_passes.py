@@ -1,3 +1,5 @@
+"""The number of sequence passes that a step reports."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Pre-training: the NELBO and its gradient, validation, resumption, the bundle, and the autoregressive baseline."""
+
 import copy
 import json
 import math
@@ -46,12 +48,12 @@ def nelbo_of(network, x0, process, generator, t_min=1e-3):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, run_twice):
-    run_twice(lambda folder: make_trainer(CONFIG, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(source, assert_resumes_exactly):
+    assert_resumes_exactly(lambda folder: make_trainer(CONFIG, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
 
 
 @pytest.mark.slow
-def test_a_seed_fixes_the_run_and_another_seed_changes_it(source, assert_same_state):
+def test_the_seed_determines_the_run(source, assert_same_state):
     def after_two_steps(seed):
         job = make_trainer(replace(CONFIG, seed=seed), Inputs(source, CPU))
         for step in range(2):
@@ -72,10 +74,10 @@ def test_training_lowers_the_validation_nelbo(source):
     assert job.validate()["validation_nelbo"] < before - 0.03
 
 
-def test_a_fresh_network_is_uniform_over_the_symbols(source):
+def test_a_new_network_is_uniform_over_the_symbols(source):
     network = make_trainer(CONFIG, Inputs(source, CPU)).method.trained["network"].eval()
     value = nats_per_token(network, Absorbing(32), source.validation[:128], batch_size=128)
-    assert value == pytest.approx(math.log(32), rel=1e-5)  # n masks of weight 8 / n: exact
+    assert value == pytest.approx(math.log(32), rel=1e-5)  # exact, since n masks have the weight 8 / n
 
 
 def test_the_logged_nelbo_is_per_token_over_all_micro_batches(source):
@@ -120,9 +122,9 @@ def test_processes_draw_different_dropout(source, monkeypatch, rank, others):
 def test_the_sampled_nelbo_has_the_exact_mean(make_dit, schedule):
     network, schedule, t_min = make_dit(seed=3), schedule_from_name(schedule), 0.3
     x0 = torch.tensor([[2, 0]])
-    laws = {z: network(torch.tensor([z]))[0, :, :3].log_softmax(-1) for z in ((3, 3), (2, 3), (3, 0))}
-    two_masks = -laws[3, 3][0, 2] - laws[3, 3][1, 0]
-    one_mask = -laws[2, 3][1, 0] - laws[3, 0][0, 2]
+    log_probs = {z: network(torch.tensor([z]))[0, :, :3].log_softmax(-1) for z in ((3, 3), (2, 3), (3, 0))}
+    two_masks = -log_probs[3, 3][0, 2] - log_probs[3, 3][1, 0]
+    one_mask = -log_probs[2, 3][1, 0] - log_probs[3, 0][0, 2]
     # With u = 1 - alpha_t the weight is du / u, and the masks of one position, or of both, have u (1 - u), or u^2.
     u_min = 1 - float(schedule.alpha(torch.tensor(t_min)))
     expected = (one_mask * (1 - u_min) ** 2 / 2 + two_masks * (1 - u_min**2) / 2) / (1 - t_min)
@@ -133,7 +135,7 @@ def test_the_sampled_nelbo_has_the_exact_mean(make_dit, schedule):
 
 
 @torch.no_grad()
-def test_the_nelbo_never_counts_mass_on_the_mask(make_dit):
+def test_the_nelbo_does_not_depend_on_the_logit_of_the_mask(make_dit):
     network = make_dit(seed=3)
     x0 = torch.randint(3, (64, 2), generator=named_generator("x0"))
     before = nelbo_of(network, x0, Absorbing(3), named_generator("a"))
@@ -143,10 +145,12 @@ def test_the_nelbo_never_counts_mass_on_the_mask(make_dit):
 
 @torch.no_grad()
 def test_a_network_conditioned_on_time_is_trained_with_its_noise_level(make_dit):
-    told = make_dit(seed=3, is_time_conditioned=True)
-    untold = make_dit(seed=3, is_time_conditioned=False)
+    conditioned = make_dit(seed=3, is_time_conditioned=True)
+    unconditioned = make_dit(seed=3, is_time_conditioned=False)
     x0 = torch.randint(3, (64, 2), generator=named_generator("x0"))
-    first, second = (nelbo_of(network, x0, Absorbing(3), named_generator("a")) for network in (told, untold))
+    first, second = (
+        nelbo_of(network, x0, Absorbing(3), named_generator("a")) for network in (conditioned, unconditioned)
+    )
     assert not torch.allclose(first, second)
 
 
@@ -180,9 +184,9 @@ def test_a_constant_weight_minimises_the_mean_cross_entropy_and_still_logs_the_n
         make_trainer(replace(CONFIG, weight=weight), Inputs(source, CPU)) for weight in ("nelbo", "constant")
     )
     batch = flat.method.prepare(0, 0)
-    (loss, figures), (nelbo_loss, nelbo_figures) = (job.method._nelbo(batch) for job in (flat, weighted))
-    torch.testing.assert_close(figures["nelbo"], nelbo_figures["nelbo"])
-    torch.testing.assert_close(nelbo_loss, nelbo_figures["nelbo"])
+    (loss, metrics), (nelbo_loss, nelbo_metrics) = (job.method._nelbo(batch) for job in (flat, weighted))
+    torch.testing.assert_close(metrics["nelbo"], nelbo_metrics["nelbo"])
+    torch.testing.assert_close(nelbo_loss, nelbo_metrics["nelbo"])
     # A new network is uniform, so the loss is log V over the half of the positions that low-discrepancy times mask.
     assert loss.item() == pytest.approx(0.5 * math.log(source.vocab_size - 1), rel=0.4)
 
@@ -191,8 +195,8 @@ AUTOREGRESSIVE = replace(CONFIG, model="autoregressive", optimizer=replace(CONFI
 
 
 @pytest.mark.slow
-def test_the_autoregressive_baseline_learns_resumes_and_makes_a_bundle(source, run_twice):
-    run_twice(lambda folder: make_trainer(AUTOREGRESSIVE, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
+def test_the_autoregressive_baseline_learns_resumes_and_makes_a_bundle(source, assert_resumes_exactly):
+    assert_resumes_exactly(lambda folder: make_trainer(AUTOREGRESSIVE, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
     job = make_trainer(replace(AUTOREGRESSIVE, loop=replace(CONFIG.loop, steps=30)), Inputs(source, CPU))
     before = job.validate()["validation_nll"]
     assert before == pytest.approx(math.log(source.vocab_size - 1), rel=0.01)
@@ -206,13 +210,13 @@ def test_the_autoregressive_baseline_learns_resumes_and_makes_a_bundle(source, r
 
 @pytest.mark.slow  # compiles, in another process, where calls are not type-checked
 def test_compiled_blocks_train_like_uncompiled_ones(tmp_path):
-    found = {}
+    values = {}
     for flag in ("--loop.no-compile", "--loop.compile"):
         out = tmp_path / flag
         command = [sys.executable, "-m", "didi", "pretrain", "markov", "--out", str(out), "--max-steps", "3", flag]
         subprocess.run([*command, "--device", "cpu", "--loop.log-every", "1"], check=True, capture_output=True)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        found[flag] = [line.get("nelbo", line.get("validation_nelbo")) for line in lines]
-    plain, compiled = found.values()
+        values[flag] = [line.get("nelbo", line.get("validation_nelbo")) for line in lines]
+    plain, compiled = values.values()
     assert len(plain) == 4
     assert compiled == pytest.approx(plain, rel=1e-4)

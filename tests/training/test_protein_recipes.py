@@ -1,4 +1,4 @@
-"""Recipes of proteins: the settings of App. F.6, sizes, disjoint halves, and their steps without arithmetic."""
+"""Recipes of proteins: settings of App. F.6, numbers of parameters, disjoint halves of the corpora, and dry runs."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from didi.recipes import DISTILL, PRETRAIN, num_symbols, teacher_process, teache
 from didi.training.dry_run import CPU, dry_run
 
 
-def test_the_settings_of_appendix_f6():
+def test_the_recipe_dplm_150m_has_the_settings_of_appendix_f6():
     config = DISTILL["dplm-150m"]
     student, discriminator = config.student_optimizer, config.discriminator_optimizer
     assert (student.learning_rate, discriminator.learning_rate) == (1e-5, 5e-6)
@@ -61,10 +61,10 @@ def test_the_antibody_recipes_have_the_shape_of_antiberty_and_learn_from_differe
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", ["dplm-150m", "swissprot", "antibody"])
-def test_a_distillation_runs_without_arithmetic(name):
+def test_a_dry_run_of_a_distillation_has_four_networks_of_the_teachers_size(name):
     config, shape = DISTILL[name], teacher_shape(name)
     if name == "dplm-150m":
-        shape = replace(shape, num_blocks=6)  # of 30, which are alike
+        shape = replace(shape, num_blocks=6)  # of 30 equal ones
     cut = replace(
         config,
         loop=replace(config.loop, steps=1),
@@ -74,9 +74,9 @@ def test_a_distillation_runs_without_arithmetic(name):
     def inputs(folder):
         return Inputs(random_source(config.data.length, 32), CPU, folder, Bundle(teacher=network_of(shape).eval()))
 
-    found = dry_run(cut, inputs, batch_size=4)
+    record = dry_run(cut, inputs, batch_size=4)
     with torch.device("meta"):
         size = num_parameters(network_of(shape))
-    assert found.parameters == pytest.approx(4 * size, rel=0.02)  # student, teacher, average and discriminator
-    assert found.flops > 1e10
-    assert found.peak > 4 * size * 4
+    assert record.parameters == pytest.approx(4 * size, rel=0.02)  # student, teacher, average and discriminator
+    assert record.flops > 1e10
+    assert record.peak > 4 * size * 4

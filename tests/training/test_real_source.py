@@ -1,10 +1,10 @@
-"""The file of a teacher pool, and progress reports while it is drawn."""
+"""The file of a teacher pool, errors if it is damaged, and progress reports while it is drawn."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from didi.errors import DidiError
+from didi.errors import DidiError, UsageError
 from didi.methods import real_source
 from didi.process_group import ProcessGroup
 
@@ -38,9 +38,23 @@ def test_only_the_first_process_reports(unchecked, monkeypatch, capsys, rank, re
     assert capsys.readouterr().err == report
 
 
-@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{}      "], ids=["truncated", "empty"])
-def test_a_pool_that_is_damaged_is_named(make_job, tmp_path, content):
-    (tmp_path / "teacher-pool.safetensors").write_bytes(content)
+def test_a_truncated_teacher_pool_is_reported_with_file_and_remedy(make_job, tmp_path):
+    make_job(POOL)
+    file = tmp_path / "teacher-pool.safetensors"
+    whole = file.read_bytes()
+    for length in (0, 7, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DidiError, match=f"{file} is damaged or not readable .*: delete it, and the next") as caught:
+            make_job(POOL)
+        assert not isinstance(caught.value, UsageError)
+        assert "\n" not in str(caught.value)
+    file.unlink()
+    make_job(POOL)
+    assert file.read_bytes() == whole
+
+
+def test_a_teacher_pool_without_tokens_is_reported_as_damaged(make_job, tmp_path):
+    (tmp_path / "teacher-pool.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(
         DidiError,
         match=r"teacher-pool\.safetensors is damaged or not readable \(.*\): delete it, and the next start draws",

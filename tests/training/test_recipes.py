@@ -1,3 +1,5 @@
+"""Recipes and presets: published settings, numbers of parameters, names, and teachers."""
+
 from dataclasses import asdict
 
 import pytest
@@ -48,7 +50,7 @@ def test_uniform_state_recipes_have_the_network_of_table_3_without_the_mask(name
     assert num_parameters(network) == 169_627_218 - (2 * 768 + 1) == 169_625_681
 
 
-def test_the_public_settings_of_sedd():
+def test_sedd_recipes_have_the_settings_of_the_public_code():
     """configs/config.yaml and configs/model/small.yaml of github.com/louaaron/Score-Entropy-Discrete-Diffusion."""
     for kind in ("absorb", "uniform"):
         config = PRETRAIN[f"owt-169m-sedd-{kind}"]
@@ -68,17 +70,18 @@ def test_the_public_settings_of_sedd():
     assert num_parameters(network) == 169_627_218
 
 
-def test_the_public_settings_of_duo():
+def test_duo_recipes_have_the_settings_of_the_public_code():
     """configs/config.yaml and scripts/train_owt_duo.sh of github.com/s-sahoo/duo."""
     base, duo = PRETRAIN["owt-169m-udlm"], PRETRAIN["owt-169m-duo"]
-    for one in (base, duo):
-        assert (one.process, one.weight, one.schedule, one.t_min) == ("uniform", "nelbo", "log-linear", 1e-3)
-        rate = one.optimizer
-        assert (rate.learning_rate, rate.warmup_steps, rate.decay) == (3e-4, 2500, "constant")
-        assert (rate.beta1, rate.beta2, rate.weight_decay, rate.clip_norm) == (0.9, 0.999, 0.0, 1.0)
-        assert one.loop.batch_size * one.loop.accumulation == 512
-        assert (one.loop.steps, one.loop.ema_decay) == (1_000_000, 0.9999)
-        assert (one.network.dropout, one.data.length, one.data.block_layout) == (0.1, 1024, "bos-eos")
+    for settings in (base, duo):
+        assert (settings.process, settings.weight) == ("uniform", "nelbo")
+        assert (settings.schedule, settings.t_min) == ("log-linear", 1e-3)
+        optimizer = settings.optimizer
+        assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.decay) == (3e-4, 2500, "constant")
+        assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.999, 0.0, 1.0)
+        assert settings.loop.batch_size * settings.loop.accumulation == 512
+        assert (settings.loop.steps, settings.loop.ema_decay) == (1_000_000, 0.9999)
+        assert (settings.network.dropout, settings.data.length, settings.data.block_layout) == (0.1, 1024, "bos-eos")
     curriculum = duo.curriculum
     assert (curriculum.start, curriculum.end) == (0, 500_000)
     assert (curriculum.tau(0), curriculum.tau(499_999)) == (pytest.approx(1e-3), pytest.approx(1e-3))
@@ -92,13 +95,13 @@ def test_uniform_state_recipes_differ_from_each_other_by_the_curriculum_alone(na
     curriculum = duo.pop("curriculum")
     assert duo == base | {"recipe": f"{name}-duo"}
     assert curriculum["end"] == base["loop"]["steps"] / 2
-    if name != "owt-169m":  # that of the public code has rates of its own
+    if name != "owt-169m":  # whose udlm recipe has the learning rates of the public code
         own = {"recipe", "process", "weight", "network"}
         masked = asdict(PRETRAIN[name])
         assert {key: value for key, value in base.items() if value != masked[key]}.keys() <= own
 
 
-def test_table_5():
+def test_the_recipe_owt_169m_has_the_settings_of_table_5():
     teacher, student = PRETRAIN["owt-169m"], DISTILL["owt-169m"]
     assert (teacher.optimizer.learning_rate, teacher.optimizer.warmup_steps, teacher.optimizer.decay) == (
         1e-4, 2500, "cosine",
@@ -126,21 +129,21 @@ def test_every_recipe_is_found_under_its_own_name(recipes):
 
 
 @pytest.mark.parametrize("name", DISTILL)
-def test_distillation_names_a_bundled_teacher_or_none(name):
+def test_distillation_recipes_name_a_bundled_teacher_or_none(name):
     assert DISTILL[name].teacher in ["", *bundled_names()]
     assert DISTILL[name].data.length == teacher_shape(name).length
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_changes_objective_and_discriminator_and_leaves_data_and_rates(name):
-    ours, theirs = DISTILL["tiny-news"], preset(DISTILL["tiny-news"], name)
-    assert (theirs.data, theirs.student_optimizer, theirs.teacher) == (ours.data, ours.student_optimizer, ours.teacher)
-    of_ours = name == "two-moves"
-    assert (theirs.objective.completions, theirs.objective.revealed_only) == ((3, True) if of_ours else (1, False))
-    assert (theirs.objective.trajectory, theirs.discriminator.guidance_steps) == ("two-moves", 0)
-    assert theirs.objective.divergence_weight == {"paper": 0.05, "released": 0.0005, "two-moves": 0.35}[name]
+    base, config = DISTILL["tiny-news"], preset(DISTILL["tiny-news"], name)
+    assert (config.data, config.student_optimizer, config.teacher) == (base.data, base.student_optimizer, base.teacher)
+    expected = (3, True) if name == "two-moves" else (1, False)
+    assert (config.objective.completions, config.objective.revealed_only) == expected
+    assert (config.objective.trajectory, config.discriminator.guidance_steps) == ("two-moves", 0)
+    assert config.objective.divergence_weight == {"paper": 0.05, "released": 0.0005, "two-moves": 0.35}[name]
     with pytest.raises(UsageError, match="a preset is one of paper, released"):
-        preset(ours, "papers")
+        preset(base, "papers")
 
 
 def test_the_preset_of_the_released_code_has_its_labels_and_its_bounds():

@@ -38,13 +38,14 @@ def test_the_reference_is_the_student_after_every_second_of_its_updates(make_job
 @pytest.mark.parametrize(
     "objective", [WHOLE, BRANCHES, BUDGETS, BUDGETS | {"budget_conditioning": False}, WHOLE | {"reward_time": "both"}]
 )
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, objective):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_job, assert_resumes_exactly, objective):
     config = replace(WITH_REFERENCE, objective=ObjectiveConfig(**objective, reference_steps=2))
-    run_twice(lambda folder: make_job(config, folder), config.loop, 5)  # the reference is one update old
+    # At step 5 the student has had one update since the reference was renewed.
+    assert_resumes_exactly(lambda folder: make_job(config, folder), config.loop, 5)
 
 
 @pytest.mark.slow
-def test_a_reference_shares_frozen_weights_with_adapters(make_job, run_twice):
+def test_a_reference_shares_frozen_weights_with_adapters(make_job, assert_resumes_exactly):
     config = replace(WITH_REFERENCE, lora_rank=2)
     job = make_job(config)
     frozen = {name for name, weight in job.method.student.named_parameters() if not weight.requires_grad}
@@ -53,7 +54,7 @@ def test_a_reference_shares_frozen_weights_with_adapters(make_job, run_twice):
     for name, weight in job.method.student.named_parameters():
         assert (reference[name] is weight) == (name in frozen)
     assert not frozen & job.state_dict()["method"]["reference"].keys()
-    run_twice(lambda folder: make_job(config, folder), config.loop, 5)
+    assert_resumes_exactly(lambda folder: make_job(config, folder), config.loop, 5)
 
 
 @pytest.mark.slow
@@ -90,29 +91,32 @@ def test_a_reference_reads_the_number_of_moves_as_the_student_does(make_job):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("make", "message"),
     [
-        ({"objective": ObjectiveConfig(**WHOLE, reference_steps=2)}, "reference_steps needs discriminator.fresh_roll"),
-        ({"loop": replace(WITH_REFERENCE.loop, fsdp=True)}, "reference_steps is 0 with loop.fsdp; got 2"),
+        (
+            lambda: replace(WITH_REFERENCE, discriminator=replace(TWO_UPDATES, fresh_rollouts=False)),
+            "reference_steps needs discriminator.fresh_roll",
+        ),
+        (
+            lambda: replace(WITH_REFERENCE, loop=replace(WITH_REFERENCE.loop, fsdp=True)),
+            "reference_steps is 0 with loop.fsdp; got 2",
+        ),
+        (lambda: ObjectiveConfig(reference_steps=2), "is for trajectory whole-path; got 2 with two-moves"),
+        (lambda: ObjectiveConfig(**WHOLE, reference_steps=1), "is 2 or more, or 0 for no reference; got 1"),
+        (lambda: ObjectiveConfig(**WHOLE, reference_steps=-1), "is 2 or more, or 0 for no reference; got -1"),
     ],
 )
-def test_settings_that_exclude_a_reference_are_refused(change, message):
-    plain = replace(CONFIG.discriminator, steps_per_student_step=2)
+def test_settings_that_exclude_a_reference_are_refused(make, message):
     with pytest.raises(UsageError, match=message):
-        replace(WITH_REFERENCE, **({"discriminator": plain} if "objective" in change else {}), **change)
-    with pytest.raises(UsageError, match="reference_steps is for trajectory whole-path; got 2 with two-moves"):
-        ObjectiveConfig(reference_steps=2)
-    for number in (-1, 1):
-        with pytest.raises(UsageError, match=f"reference_steps is 2 or more, or 0 for no reference; got {number}"):
-            ObjectiveConfig(**WHOLE, reference_steps=number)
+        make()
 
 
-def test_upgraded_settings_have_no_reference():
+def test_settings_of_older_versions_are_upgraded_to_no_reference():
     base = replace(WITH_REFERENCE, discriminator=CONFIG.discriminator)
     record = asdict(base)
     newer = {name: record["objective"].pop(name) for name in ("reference_steps", "budgets", "budget_conditioning")}
-    found = DistillConfig.upgraded(record, base)["objective"]
-    assert found == record["objective"] | {"reference_steps": 0, "budgets": (), "budget_conditioning": True}
+    objective = DistillConfig.upgraded(record, base)["objective"]
+    assert objective == record["objective"] | {"reference_steps": 0, "budgets": (), "budget_conditioning": True}
     assert newer["reference_steps"] == 2
     for change in ({"trajectory": "two-moves"}, {"trajectory": "path"}, {"score_decomposition": False}):
         assert DistillConfig.upgraded({"objective": change}, base)["objective"]["reference_steps"] == 0

@@ -1,4 +1,4 @@
-"""What a new run does to what stands in its folder."""
+"""Files in its folder that a new run refuses, keeps or deletes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Defaults and bounds of the settings, and other properties that training steps do not test."""
+"""Defaults and bounds of the settings, shortened settings, and upgrades of older ones."""
 
 import dataclasses
 import importlib
@@ -73,7 +73,7 @@ BELOW_ONE = [
 ]
 
 
-def test_the_defaults():
+def test_the_defaults_of_all_settings_are_unchanged():
     optimizers = {"student_optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER}
     own = {"teacher": "", "objective": OBJECTIVE, "discriminator": DISCRIMINATOR, "lora_rank": None, "start": ""}
     assert asdict(DistillConfig()) == RUN | own | optimizers
@@ -98,7 +98,7 @@ def test_fractions_are_less_than_1(kind, name):
 
 
 @pytest.mark.parametrize("kind", [RunConfig, PretrainConfig])
-def test_a_run_has_a_step(kind):
+def test_a_run_without_steps_is_refused(kind):
     with pytest.raises(UsageError, match=r"^steps is 1 or more; got 0$"):
         kind(loop=LoopConfig(steps=0))
 
@@ -138,7 +138,7 @@ NUMBERS = [
 UNBOUNDED = {"clip_norm", "weight_high", "importance_clip"}
 
 
-def test_there_are_numbers_to_refuse():
+def test_float_settings_are_among_the_tested_numbers():
     assert {"learning_rate", "t_min", "time_a", "reward_clamp", "weight_high"} <= {name for _, name in NUMBERS}
 
 
@@ -198,7 +198,7 @@ def test_contradictory_settings_are_refused_by_name(make, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_logger_is_known_or_refused():
+def test_unknown_loggers_are_refused_by_name():
     assert LoopConfig(loggers=("wandb", "tensorboard")).loggers == ("wandb", "tensorboard")
     with pytest.raises(UsageError, match=r"some of tensorboard, wandb; got csv, mlflow$"):
         LoopConfig(loggers=("csv", "wandb", "mlflow"))
@@ -245,8 +245,8 @@ def test_an_upgrade_does_not_change_settings_of_this_version():
 def test_the_warm_up_has_its_own_trajectories():
     def of_warmup(warmup_moves=2, **objective):
         settings = DiscriminatorSettings(warmup_moves=warmup_moves)
-        found = DistillConfig(objective=ObjectiveConfig(**objective), discriminator=settings).warmup_objective
-        return found.trajectory, found.moves
+        config = DistillConfig(objective=ObjectiveConfig(**objective), discriminator=settings)
+        return config.warmup_objective.trajectory, config.warmup_objective.moves
 
     assert of_warmup() == ("two-moves", None)
     assert of_warmup(trajectory="one-step") == ("one-step", None)
@@ -258,7 +258,7 @@ def test_the_warm_up_has_its_own_trajectories():
 @pytest.mark.parametrize(
     "package", [didi.diffusion, didi.evaluation.exact, didi.methods, didi.objectives, didi.sampling]
 )
-def test_no_field_of_a_record_changes(package):
+def test_all_dataclasses_are_frozen(package):
     modules = [
         importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)
     ]

@@ -42,7 +42,7 @@ def test_a_run_starts_from_the_networks_of_a_bundle(start_bundle, make_job):
 
 
 @pytest.mark.slow
-def test_a_start_without_a_discriminator_has_that_of_a_run_without_start(start_bundle, make_job, tmp_path):
+def test_a_start_without_a_discriminator_gets_the_one_of_a_run_without_start(start_bundle, make_job, tmp_path):
     first, _ = start_bundle
     save(replace(first.bundle(), discriminator=None), tmp_path / "lone")
     plain, second = make_job(), make_job(config=replace(CONFIG, start=str(tmp_path / "lone")))
@@ -72,7 +72,7 @@ def test_start_cannot_be_combined_with_adapters():
         replace(CONFIG, start="markov", lora_rank=4)
 
 
-def test_a_missing_start_is_named(make_job):
+def test_a_start_that_does_not_exist_is_named(make_job):
     with pytest.raises(UsageError, match=r"^start, which a resumed run needs too: .* got 'nobody'"):
         make_job(config=replace(CONFIG, start="nobody"))
 
@@ -107,11 +107,11 @@ def test_training_only_the_discriminator_leaves_the_student_unchanged(start_bund
 @pytest.mark.slow
 def test_training_only_the_discriminator_resumes_bit_for_bit(start_bundle, make_job, tmp_path, assert_same_state):
     config = discriminator_only(start_bundle[1])
-    folders = [RunFolder(tmp_path / name) for name in ("straight", "stopped")]
+    folders = [RunFolder(tmp_path / name) for name in ("whole", "stopped")]
     for folder in folders:
         folder.prepare("", resume=False)
-    straight, stopped = (make_job(config, folder.path) for folder in folders)
-    run(straight, config.loop, folders[0], resume=False)
+    whole, stopped = (make_job(config, folder.path) for folder in folders)
+    run(whole, config.loop, folders[0], resume=False)
     step = stopped.step
 
     def stop_in_guidance_steps(number):
@@ -124,7 +124,7 @@ def test_training_only_the_discriminator_resumes_bit_for_bit(start_bundle, make_
         run(stopped, config.loop, folders[1], resume=False)
     resumed = make_job(config, folders[1].path)
     run(resumed, config.loop, folders[1], resume=True)
-    assert_same_state(resumed.state_dict(), straight.state_dict())
+    assert_same_state(resumed.state_dict(), whole.state_dict())
 
 
 @pytest.mark.slow

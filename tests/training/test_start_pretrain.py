@@ -34,13 +34,13 @@ def source():
 
 @pytest.fixture
 def started(randomise, source, tmp_path):
-    """A bundle and settings that start from it; of ``network`` they have the dropout of the run."""
+    """A bundle, and settings of a run that starts from it with another dropout."""
     bundle = Bundle(teacher=randomise(Bert(SHAPE)), tokenizer=source.tokenizer, provenance={"layout": "antiberty"})
     save(bundle, tmp_path / "start")
     return bundle, replace(PRETRAIN, start=str(tmp_path / "start"), network=NetworkConfig(dropout=0.25))
 
 
-def test_a_run_has_the_network_of_its_start_and_trains_it(started, source):
+def test_a_run_begins_with_the_network_of_its_start_and_trains_all_of_it(started, source):
     bundle, config = started
     job = make_trainer(config, Inputs(source, CPU))
     network = job.method.trained["network"]
@@ -87,9 +87,9 @@ def test_the_bundle_names_its_start_which_is_not_read_after_the_run(started, sou
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(started, source, run_twice):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(started, source, assert_resumes_exactly):
     _, config = started
-    run_twice(lambda folder: make_trainer(config, Inputs(source, CPU)), config.loop, stop_in=1)
+    assert_resumes_exactly(lambda folder: make_trainer(config, Inputs(source, CPU)), config.loop, stop_in=1)
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_the_settings_record_the_network_of_the_start(started, source, tmp_path)
 
 
 @pytest.mark.parametrize("start", ["./bundles/antiberty", "nobody/antiberty"])
-def test_a_missing_start_is_one_line_with_the_way_to_make_it(start, source, monkeypatch, tmp_path):
+def test_a_missing_start_is_reported_in_one_line_with_the_command_that_makes_it(start, source, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def unreachable(repository, *arguments):
@@ -155,7 +155,7 @@ def test_a_missing_start_is_one_line_with_the_way_to_make_it(start, source, monk
     assert not (tmp_path / "run").exists()
 
 
-def test_an_autoregressive_network_starts_likewise(source, tmp_path):
+def test_an_autoregressive_network_starts_from_that_of_a_bundle(source, tmp_path):
     new = make_trainer(replace(PRETRAIN, model="autoregressive"), Inputs(source, CPU))
     save(new.bundle(), tmp_path / "start")
     config = replace(PRETRAIN, model="autoregressive", seed=5, start=str(tmp_path / "start"))
@@ -184,8 +184,11 @@ def test_a_start_that_does_not_fit_is_refused(started, source):
             make_trainer(settings, Inputs(rows, CPU))
 
 
-def test_records_of_runs_from_before_this_setting_are_complete():
+def test_settings_recorded_before_start_existed_are_upgraded():
     record = {name: getattr(PRETRAIN, name) for name in PretrainConfig.__dataclass_fields__ if name != "start"}
     assert PretrainConfig.upgraded(record)["start"] == ""
     assert "start" not in PretrainConfig.upgraded({"recipe": "antibody"})
+
+
+def test_a_dry_run_needs_no_start():
     assert replace(PRETRAIN, start="some").for_dry_run() == PRETRAIN

@@ -31,12 +31,12 @@ def test_validation_includes_the_discriminator(make_job):
     with torch.no_grad():
         for parameter in job.method.discriminator.parameters():
             parameter.mul_(1e30)
-    figures = job.validate()
-    assert math.isfinite(figures["validation_nelbo"])
-    assert not math.isfinite(figures["validation_log_ratio"])
+    metrics = job.validate()
+    assert math.isfinite(metrics["validation_nelbo"])
+    assert not math.isfinite(metrics["validation_log_ratio"])
 
 
-def test_the_discriminator_learns_that_held_out_sequences_are_real(make_job, teacher):
+def test_the_discriminator_learns_that_held_out_sequences_are_real(make_job):
     job = make_job(
         replace(with_discriminator(warmup_steps=30), discriminator_optimizer=OptimizerConfig(learning_rate=5e-3))
     )

@@ -1,7 +1,7 @@
-"""Every field of the objective and of the discriminator's settings reaches the gradient as documented.
+"""Every field of the objective and of the discriminator's settings changes the gradients as documented.
 
-For each value of each field, the gradients of one step equal those rebuilt from pure functions; between values they
-differ. ``test_wiring_optimizers`` tests the weights.
+For each value of each field, the gradients of one step equal those rebuilt from pure functions, which the fixture
+``observe_and_check`` asserts; between values they differ. ``test_wiring_optimizers`` tests the weights.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ OBJECTIVE = {
     "divergence_weight": vary("divergence_weight", 0.0, 0.5),
     "entropy_weight": vary("entropy_weight", 0.0, 0.3),
 }
-# For each field: the step, which network's gradient tells the values apart, and the values.
+# For each field: the step, the network whose gradient differs between the values, and the values.
 DISCRIMINATOR = {
     "output": (STUDENT, "both", vary("output", "token", "sequence")),
     "trainable_blocks": (STUDENT, "both", vary("trainable_blocks", None, 1, 0)),
@@ -100,8 +100,8 @@ def changed(part, **settings):
 
 
 @pytest.fixture(scope="module")
-def observe(source, teacher, tmp_path_factory):
-    """Compares the gradients of a step with those from pure functions; returns inputs and observation."""
+def observe_and_check(source, teacher, tmp_path_factory):
+    """Function that asserts that the gradients of a step equal the rebuilt ones; it returns inputs and observation."""
     cache = {}
 
     def check(config, step=STUDENT, bundle=teacher):
@@ -123,9 +123,9 @@ def relative_difference(first, second):
     """Norm of the difference over the norm; infinite if different parameters have gradients."""
     if {k: v.shape for k, v in first.items()} != {k: v.shape for k, v in second.items()}:
         return torch.inf
-    found, expected = (torch.cat([values[name].flatten() for name in second]) for values in (first, second))
+    actual, expected = (torch.cat([values[name].flatten() for name in second]) for values in (first, second))
     assert expected.norm() > 0
-    return float((found - expected).norm() / expected.norm())
+    return float((actual - expected).norm() / expected.norm())
 
 
 def assert_all_differ(gradients):
@@ -141,24 +141,24 @@ def test_every_field_is_covered():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", OBJECTIVE)
-def test_the_objective_reaches_the_student(observe, field):
-    runs = [observe(changed("objective", **settings))[1] for settings in OBJECTIVE[field]]
+def test_every_field_of_the_objective_changes_the_gradient_of_the_student(observe_and_check, field):
+    runs = [observe_and_check(changed("objective", **settings))[1] for settings in OBJECTIVE[field]]
     assert_all_differ([run.of("student")[0].gradient for run in runs])
 
 
 @pytest.mark.slow
-def test_the_initial_state_reaches_the_student(observe):
-    base = dataclasses.replace(BASE, discriminator=dataclasses.replace(BASE.discriminator, guidance_steps=0))
+def test_the_initial_mask_ratio_changes_the_gradient_of_the_student(observe_and_check):
+    base = replace(BASE, discriminator=replace(BASE.discriminator, guidance_steps=0))
     values = [WHOLE | {"moves": 1, "initial_mask_ratio": ratio} for ratio in (1.0, 0.25, 0.75)]
-    configs = [dataclasses.replace(base, objective=dataclasses.replace(BASE.objective, **one)) for one in values]
-    assert_all_differ([observe(config)[1].of("student")[0].gradient for config in configs])
+    configs = [replace(base, objective=replace(BASE.objective, **one)) for one in values]
+    assert_all_differ([observe_and_check(config)[1].of("student")[0].gradient for config in configs])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", DISCRIMINATOR)
-def test_the_discriminators_settings_reach_the_gradients(observe, field):
+def test_every_field_of_the_discriminators_settings_changes_the_gradients(observe_and_check, field):
     step, network, values = DISCRIMINATOR[field]
-    runs = [observe(changed("discriminator", **settings), step)[1] for settings in values]
+    runs = [observe_and_check(changed("discriminator", **settings), step)[1] for settings in values]
     for name in ("student", "discriminator") if network == "both" else (network,):
         assert_all_differ([run.of(name)[-1].gradient for run in runs])
 
@@ -177,9 +177,9 @@ def test_the_discriminators_settings_reach_the_gradients(observe, field):
         ({"warmup_steps": 1, "steps_per_student_step": 2}, 0, ["discriminator"] * 2),
     ],
 )
-def test_each_phase_trains_its_networks(observe, settings, step, networks):
+def test_each_phase_trains_its_networks(observe_and_check, settings, step, networks):
     config = changed("discriminator", **settings)
-    _, observed = observe(config, step)
+    _, observed = observe_and_check(config, step)
     assert [update.network for update in observed.updates] == networks
     assert observed.num_steps == config.discriminator.warmup_steps + 2 + config.discriminator.guidance_steps
 
@@ -228,33 +228,37 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
         (GUIDANCE, {"discriminator": {"is_time_conditioned": False, "label_smoothing": 0.3, "trainable_blocks": 1}}),
     ],
 )
-def test_combinations_of_settings(observe, step, changes):
-    observe(replace(BASE, **{part: replace(getattr(BASE, part), **new) for part, new in changes.items()}), step)
+def test_the_gradients_of_combined_settings_equal_the_rebuilt_ones(observe_and_check, step, changes):
+    observe_and_check(
+        replace(BASE, **{part: replace(getattr(BASE, part), **new) for part, new in changes.items()}), step
+    )
 
 
 @pytest.mark.parametrize("trajectory", ["one-step", "two-moves"])
-def test_networks_that_read_the_noise_level(observe, make_dit, trajectory):
+def test_the_gradients_of_networks_that_read_the_noise_level_equal_the_rebuilt_ones(
+    observe_and_check, make_dit, trajectory
+):
     bundle = Bundle(teacher=make_dit(vocab_size=33, length=8, seed=1, is_time_conditioned=True))
     # With uncoupled times, the noise level of the divergence and that of the rewards differ.
-    observe(changed("objective", coupled_time=False, trajectory=trajectory), bundle=bundle)
+    observe_and_check(changed("objective", coupled_time=False, trajectory=trajectory), bundle=bundle)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "geometric"])
-def test_other_schedules(observe, teacher, schedule):
+def test_the_gradients_for_other_schedules_equal_the_rebuilt_ones(observe_and_check, teacher, schedule):
     bundle = replace(teacher, process=Absorbing(32, schedule_from_name(schedule)))
-    observe(changed("objective", weight="nelbo"), bundle=bundle)
+    observe_and_check(changed("objective", weight="nelbo"), bundle=bundle)
 
 
 @pytest.mark.parametrize("step", [WARMUP, STUDENT], ids=["warm-up", "student"])
-def test_micro_batches_are_averaged(observe, step):
-    _, one = observe(BASE, step)
-    _, two = observe(replace(BASE, loop=replace(BASE.loop, accumulation=2)), step)
+def test_micro_batches_are_averaged(observe_and_check, step):
+    _, one = observe_and_check(BASE, step)
+    _, two = observe_and_check(replace(BASE, loop=replace(BASE.loop, accumulation=2)), step)
     assert [update.network for update in two.updates] == [update.network for update in one.updates]
     assert_all_differ([run.of("discriminator")[0].gradient for run in (one, two)])
 
 
-def test_rewards_come_from_the_discriminator_after_its_update(observe):
-    inputs, observed = observe(BASE)
+def test_rewards_come_from_the_discriminator_after_its_update(observe_and_check):
+    inputs, observed = observe_and_check(BASE)
     student, discriminator = observed.before["student"], observed.before["discriminator"]
     batch = rebuilt_rollout(inputs, STUDENT, student)
     rewards = rebuilt_rewards(inputs, batch, discriminator)
@@ -264,7 +268,7 @@ def test_rewards_come_from_the_discriminator_after_its_update(observe):
     assert relative_difference(observed.of("student")[0].gradient, stale) > 1e-2
 
 
-# test_rollout.py tests the rollout; here is one direct check for each of its settings.
+# Direct checks of single settings of the rollout, which test_rollout.py tests.
 
 
 @pytest.fixture(scope="module")
@@ -292,19 +296,12 @@ def test_coupled_times_are_equal(roll, is_coupled):
 
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (4.0, 1.0), (1.0, 4.0)])
-def test_times_have_the_mean_of_their_density(roll, a, b):
+def test_times_have_the_mean_of_their_beta_distribution(roll, a, b):
     batch = roll(time_a=a, time_b=b)
     assert float(batch.t.mean()) == pytest.approx(a / (a + b), abs=0.06)  # 4 standard errors of 400 draws
 
 
-def test_without_decomposition_the_first_state_is_the_only_one(roll, source):
-    batch = roll(trajectory="one-step")
-    assert (batch.z_tau == source.mask_id).all()
-    assert not batch.first_score.any()
-    assert roll().first_score.any()
-
-
-def test_numbers_of_completions_and_corruptions(roll):
+def test_a_rollout_has_the_configured_completions_and_corruptions(roll):
     batch = roll(completions=3, corruptions=2)
     assert batch.x.shape == (400, 3, 8)
     assert batch.z_t.shape == (400, 3, 2, 8)

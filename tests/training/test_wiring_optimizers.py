@@ -1,4 +1,4 @@
-"""Every field of the optimizers' settings reaches the weights, for student, discriminator and pre-trained network.
+"""Every field of the optimizers' settings changes the weights of student, discriminator and pre-trained network.
 
 Over a few steps the weights are those of ``torch.optim.AdamW`` (or of Muon's formula), given the clipped gradients that
 were recorded and a learning rate from the formula of the schedule. ``test_wiring`` tests the gradients themselves.
@@ -67,8 +67,8 @@ def observe_settings(source, teacher, tmp_path_factory):
     return check
 
 
-def rate_of(config, network, step):
-    """Learning rate of a step, from the phases of Algorithm 1 and the shapes of the schedule."""
+def settings_and_rate(config, network, step):
+    """Settings of the optimizer and learning rate of a step, from the phases of Algorithm 1 and the decay."""
     if network == "network":
         optimizer, number, num_updates = config.optimizer, step, config.loop.steps
     else:
@@ -84,16 +84,16 @@ def rate_of(config, network, step):
     if number < num_rising:
         return optimizer, peak * (number + 1) / num_rising
     done = (number - num_rising) / (num_updates - num_rising)
-    share = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[optimizer.decay]
+    fraction = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[optimizer.decay]
     end = 1.0 if optimizer.decay == "constant" else optimizer.final_fraction
-    return optimizer, peak * (end + (1 - end) * share)
+    return optimizer, peak * (end + (1 - end) * fraction)
 
 
 def rebuilt_weights(config, network, updates):
     """Trained weights after the updates, by torch's AdamW and Muon's formula."""
     weights = {name: value.clone().requires_grad_(True) for name, value in updates[0].weights.items()}
     momentum = {name: torch.zeros_like(value) for name, value in weights.items()}
-    settings, _ = rate_of(config, network, updates[0].step)
+    settings, _ = settings_and_rate(config, network, updates[0].step)
     by_muon = {name for name in weights if settings.method == "muon" and is_matrix_of_a_block(name, weights[name])}
     adamw = torch.optim.AdamW(
         [
@@ -104,7 +104,7 @@ def rebuilt_weights(config, network, updates):
         betas=(settings.beta1, settings.beta2),
     )
     for update in updates:
-        _, rate = rate_of(config, network, update.step)
+        _, rate = settings_and_rate(config, network, update.step)
         norm = torch.cat([value.flatten() for value in update.gradient.values()]).norm()
         scale = min(1.0, float(settings.clip_norm / (norm + 1e-6)))
         for name, gradient in update.gradient.items():
@@ -130,10 +130,12 @@ def muon_step(weights, momentum, gradient, settings, rate):
     weights.mul_(1 - rate * settings.weight_decay).sub_(step, alpha=rate * 0.2 * math.sqrt(max(weights.shape)))
 
 
-def assert_same_weights(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same_weights(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():  # steps are of size 1e-3; rounding of a weight near 1 is 1e-7
-        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            actual[name], value, rtol=0, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def largest_difference(first, second):
@@ -152,7 +154,7 @@ def assert_all_differ(runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", FIELDS)
-def test_both_optimizers_of_a_distillation_reach_the_weights(observe_settings, field):
+def test_every_field_of_both_optimizers_of_a_distillation_changes_their_weights(observe_settings, field):
     values = FIELDS[field]
     rotated = values[1:] + values[:1]  # another value for the discriminator, so that an exchange of the two is seen
     runs = [observe_settings(*pair).after for pair in zip(values, rotated, strict=True)]
@@ -161,7 +163,7 @@ def test_both_optimizers_of_a_distillation_reach_the_weights(observe_settings, f
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_the_optimizer_of_a_pretraining_reaches_the_weights(source, field):
+def test_every_field_of_the_optimizer_of_a_pretraining_changes_the_weights(source, field):
     runs = []
     for settings in FIELDS[field]:
         config = replace(PRETRAIN, optimizer=replace(OPTIMIZER, **settings))

@@ -1,4 +1,7 @@
-"""Results of one process, for test_distributed; torchrun runs this script, or a test calls ``results``."""
+"""Results of training, sampling and evaluation that ``test_distributed`` compares between numbers of processes.
+
+torchrun runs this file in each of two processes; for a single process the test calls ``results``.
+"""
 
 import copy
 import sys
@@ -28,7 +31,7 @@ def distillations():
     base = preset(DISTILL["markov"], "two-moves")
     loop = replace(base.loop, steps=NUM_STEPS, batch_size=8, validation_sequences=64)
     short = replace(base.discriminator, warmup_steps=1, guidance_steps=1)
-    ours = replace(base, loop=loop, discriminator=short)
+    two_moves = replace(base, loop=loop, discriminator=short)
     paper = replace(base.objective, advantage="batch", completions=1, revealed_only=False, time_a=2.0, time_b=5.0)
     whole = replace(
         base.objective,
@@ -41,32 +44,32 @@ def distillations():
         reward_time="both",
     )
     return {
-        "ours": ours,
-        "accumulated": replace(ours, loop=replace(loop, batch_size=4, accumulation=2)),
-        "paper": replace(ours, objective=paper, discriminator=replace(short, steps_per_student_step=2)),
-        "paths": replace(ours, objective=replace(base.objective, trajectory="path", moves=4)),
+        "two moves": two_moves,
+        "accumulated": replace(two_moves, loop=replace(loop, batch_size=4, accumulation=2)),
+        "paper": replace(two_moves, objective=paper, discriminator=replace(short, steps_per_student_step=2)),
+        "paths": replace(two_moves, objective=replace(base.objective, trajectory="path", moves=4)),
         "whole paths": replace(
-            ours,
+            two_moves,
             objective=whole,
             discriminator=replace(short, steps_per_student_step=2, fresh_rollouts=True),
         ),
-        "branches": replace(ours, objective=replace(whole, completions=2, advantage="shared-state")),
-        "reference": replace(ours, objective=replace(whole, reference_steps=2)),
-        "budgets": replace(ours, objective=replace(whole, budgets=(2, 4))),
-        "latent codes": replace(ours, objective=replace(whole, latent_codes=4)),
-        "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
-        "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
-        "adapters": replace(ours, lora_rank=4),
+        "branches": replace(two_moves, objective=replace(whole, completions=2, advantage="shared-state")),
+        "reference": replace(two_moves, objective=replace(whole, reference_steps=2)),
+        "budgets": replace(two_moves, objective=replace(whole, budgets=(2, 4))),
+        "latent codes": replace(two_moves, objective=replace(whole, latent_codes=4)),
+        "pool": replace(two_moves, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
+        "sharded": replace(two_moves, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
+        "adapters": replace(two_moves, lora_rank=4),
         "sharded last block": replace(
-            ours, loop=replace(loop, fsdp=True), discriminator=replace(short, trainable_blocks=1)
+            two_moves, loop=replace(loop, fsdp=True), discriminator=replace(short, trainable_blocks=1)
         ),
-        "recomputed activations": replace(ours, loop=replace(loop, activation_checkpointing=True)),
-        "online": replace(ours, discriminator=replace(short, real_source="teacher-steps=2")),
+        "recomputed activations": replace(two_moves, loop=replace(loop, activation_checkpointing=True)),
+        "online": replace(two_moves, discriminator=replace(short, real_source="teacher-steps=2")),
         "sdtt": SdttConfig(data=base.data, rounds=3, first_step=8, loop=replace(loop, steps=3, accumulation=2)),
     }
 
 
-RESUMED = {"ours", "sdtt", "whole paths", "budgets", "latent codes", "adapters", "sharded", "sharded last block"}
+RESUMED = {"two moves", "sdtt", "whole paths", "budgets", "latent codes", "adapters", "sharded", "sharded last block"}
 
 
 def flat_numbers(state):
@@ -81,24 +84,24 @@ def flat_numbers(state):
 
 def resumed_checkpoint(make_job, folder):
     """The checkpoint after two steps; checks that a job that loads it continues bit for bit."""
-    straight, other = make_job(), make_job()
+    first_job, second_job = make_job(), make_job()
     for step in range(2):  # one of the warm-up, one with an update of the student
-        straight.step(step)
-    state = straight.state_dict()
+        first_job.step(step)
+    state = first_job.state_dict()
     if process_group().is_main:
         save_checkpoint(folder, 2, state, keep=1)
     process_group().barrier()
     _, saved = load_latest(folder)
-    other.load_state_dict(copy.deepcopy(saved))
-    for job in (straight, other):
+    second_job.load_state_dict(copy.deepcopy(saved))
+    for job in (first_job, second_job):
         job.step(2)
-    for first, second in zip(local_tensors(straight), local_tensors(other), strict=True):
+    for first, second in zip(local_tensors(first_job), local_tensors(second_job), strict=True):
         assert torch.equal(first, second)
     return flat_numbers(saved)
 
 
 def local_tensors(job):
-    """This process's parts of all weights, buffers and moments."""
+    """Parts of all weights, buffers and moments that this process holds."""
     networks = [*job.method.trained.values(), job.average]
     tensors = [value for network in networks for value in network.state_dict().values()]
     for optimizer in job.optimizers.values():
@@ -107,25 +110,25 @@ def local_tensors(job):
 
 
 def results(folder):
-    """Tensors by name, which do not depend on the number of processes."""
+    """Named tensors that must not depend on the number of processes."""
     torch.set_num_threads(1)
     source, teacher = open_source("markov", length=32), didi.load("markov")
-    found = {}
+    tensors = {}
     for name, config in distillations().items():
         config, inputs = replace(config, teacher="markov"), Inputs(source, CPU, folder / name, teacher)
         if name in RESUMED:
-            found[f"{name}, checkpoint"] = resumed_checkpoint(partial(make_trainer, config, inputs), folder / name)
+            tensors[f"{name}, checkpoint"] = resumed_checkpoint(partial(make_trainer, config, inputs), folder / name)
         job = make_trainer(config, inputs)
-        # Before the first step, while weights are equal: later ones differ by rounding, which adds up in this figure.
-        found[f"{name}, validation"] = torch.tensor(list(job.validate().values()))
+        # Before the first step, while weights are equal: later, differences by rounding would add up in this mean.
+        tensors[f"{name}, validation"] = torch.tensor(list(job.validate().values()))
         metrics = [dict(job.step(step)) for step in range(job.num_steps)]
         for row in metrics:  # the shared row of the first state passes once in each process
             row.pop("sequence_passes")
         for network in job.method.trained:
             parameters = [p.detach().flatten() for p in getattr(job.bundle(), network).parameters()]
-            found[f"{name}, {network}"] = torch.cat(parameters)
-        figures = torch.stack([torch.as_tensor(list(row.values()), dtype=torch.float64).sum() for row in metrics])
-        found[f"{name}, metrics"] = process_group().mean(figures)
+            tensors[f"{name}, {network}"] = torch.cat(parameters)
+        sums = torch.stack([torch.as_tensor(list(row.values()), dtype=torch.float64).sum() for row in metrics])
+        tensors[f"{name}, metrics"] = process_group().mean(sums)
     curriculum = replace(PRETRAIN["markov-duo"].curriculum, end=1)  # the second step is one of the NELBO
     pretrainings = {
         "masked-diffusion": PRETRAIN["markov"],
@@ -137,12 +140,12 @@ def results(folder):
         pretraining = make_trainer(config, Inputs(source, CPU))
         for step in range(NUM_STEPS):
             pretraining.step(step)
-        found[name] = torch.cat([p.detach().flatten() for p in pretraining.method.trained["network"].parameters()])
+        tensors[name] = torch.cat([p.detach().flatten() for p in pretraining.method.trained["network"].parameters()])
     drawn = didi.generate(teacher, num_samples=5, nfe=4, seed=3)
     rows = didi.evaluate(teacher, nfe=[4], num_samples=5, judge="markov", seed=3, out=folder / "evaluation")
-    found |= {"tokens": drawn.tokens, "passes": drawn.network_passes, "perplexity": torch.tensor(rows[0].gen_ppl)}
-    found["one sample"] = didi.generate(teacher, num_samples=1, nfe=4, seed=3).tokens
-    return found
+    tensors |= {"tokens": drawn.tokens, "passes": drawn.network_passes, "perplexity": torch.tensor(rows[0].gen_ppl)}
+    tensors["one sample"] = didi.generate(teacher, num_samples=1, nfe=4, seed=3).tokens
+    return tensors
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures that a step of DiDi-Instruct reports and that do not affect its gradients."""
+"""Metrics that a step of DiDi-Instruct reports and that do not affect its gradients."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -37,21 +37,21 @@ def test_the_accuracy_is_the_share_of_correctly_classified_sequences(method, mon
     logits = torch.tensor([0.5, -0.2, 2.0, -3.0, -0.5, 0.2, -2.0, -0.1])  # student's rows, then real ones
     monkeypatch.setattr(method.runtime, "call", lambda *args, **options: logits)
     states = torch.full((4, LENGTH), 32)
-    _, figures = method._compare(Canvas.free(states), Canvas.free(states), torch.full((4,), 0.5, dtype=torch.float64))
-    assert float(figures["discriminator_accuracy"]) == 5 / 8
+    _, metrics = method._compare(Canvas.free(states), Canvas.free(states), torch.full((4,), 0.5, dtype=torch.float64))
+    assert float(metrics["discriminator_accuracy"]) == 5 / 8
 
 
 def test_the_student_reports_rewards_and_the_entropy_of_its_last_move(method):
     drawn = method.prepare(method.warmup_steps, 0)
-    loss, figures = method._student_loss(drawn)
+    loss, metrics = method._student_loss(drawn)
     rewards, of_rewards = method._rewards(drawn.rollout)
-    assert float(figures["reward"]) == pytest.approx(float(rewards.mean()))
-    assert float(figures["reward_std"]) == pytest.approx(float(rewards.std()))
-    assert float(figures["clamp_fraction"]) == float(of_rewards["clamp_fraction"])
+    assert float(metrics["reward"]) == pytest.approx(float(rewards.mean()))
+    assert float(metrics["reward_std"]) == pytest.approx(float(rewards.std()))
+    assert float(metrics["clamp_fraction"]) == float(of_rewards["clamp_fraction"])
     log_probs = drawn.rollout.second_log_probs.detach()
     expected = -torch.where(log_probs.isinf(), 0.0, log_probs.exp() * log_probs).sum(-1).mean()
-    assert float(figures["entropy"]) == pytest.approx(float(expected), rel=1e-5)
-    assert not any(value.requires_grad for value in figures.values())
+    assert float(metrics["entropy"]) == pytest.approx(float(expected), rel=1e-5)
+    assert not any(value.requires_grad for value in metrics.values())
     assert loss.requires_grad
 
 
@@ -77,13 +77,13 @@ def test_regularisers_are_summed_over_moves_and_the_entropy_of_the_last_move_is_
 
 
 def test_the_accuracy_leaves_out_padding(unchecked):
-    """A finished sequence has no masks, so its mean is over all real positions."""
-    logits = torch.tensor([[-1.0, -1.0, 9.0, 9.0], [-1.0, -1.0, 9.0, 9.0]])
+    """A sequence without masks is classified by the mean of its logits at all positions except padding."""
+    logits = torch.tensor([[1.0, 1.0, -9.0, -9.0], [-1.0, -1.0, 9.0, 9.0]])  # student's row, then the real one
     runtime = SimpleNamespace(device=torch.device("cpu"), call=lambda *_: logits)
     discriminator = SimpleNamespace(train=lambda: None, is_time_conditioned=False)
     canvas = Canvas.padded(torch.zeros(1, 4, dtype=torch.long), torch.tensor([2]))
     arguments = Absorbing(4), canvas, canvas, torch.zeros(1), None, 0.0
-    _, figures = discriminator_step_loss(runtime, discriminator, *arguments)
-    assert figures["discriminator_accuracy"] == 0.5  # the real sequence alone is recognised
-    logits = torch.zeros(2, 4)
+    _, metrics = discriminator_step_loss(runtime, discriminator, *arguments)
+    assert metrics["discriminator_accuracy"] == 1
+    logits = torch.zeros(2, 4)  # neither side is classified
     assert discriminator_step_loss(runtime, discriminator, *arguments)[1]["discriminator_accuracy"] == 0
