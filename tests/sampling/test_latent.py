@@ -1,7 +1,7 @@
 """Networks that read latent codes: exact distributions of samples, storage in a bundle, and what is refused."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -80,16 +80,34 @@ def test_guided_samples_without_a_tilt_follow_the_mixture_over_codes(bundle, chi
     assert chi_square(index_of(tokens), mixture_over_codes(bundle.student, 2)) > 1e-3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("num_moves", "is_time_conditioned"), [(1, False), (2, True), (3, False)])
-def test_exact_rows_estimate_the_mixture_over_codes(make_dit, monkeypatch, num_moves, is_time_conditioned):
+def test_exact_rows_are_the_mixture_over_codes_if_every_code_is_drawn_once(
+    make_dit, monkeypatch, num_moves, is_time_conditioned
+):
     shape = {"vocab_size": SYMBOLS + 1, "length": LENGTH, "num_codes": 2, "is_time_conditioned": is_time_conditioned}
-    student = make_dit(seed=4, **shape)
+    student, codes, num_drawn = make_dit(seed=4, **shape), cycle(CODES), []
+
+    def enumerated_codes(uniforms, number):
+        num_drawn.append(len(uniforms))
+        return CODES if len(uniforms) == len(CODES) else next(codes).expand(len(uniforms), -1)
+
+    monkeypatch.setattr(latent, "codes_from", enumerated_codes)
+    monkeypatch.setattr(latent, "DRAWS", 2 * len(CODES))
+    monkeypatch.setattr(latent, "FIRST_DRAWS", 2 * len(CODES))
+    distribution = ExactRows(Bundle(student=student)).distribution(SYMBOLS, SamplingOptions(), num_moves)
+    expected = mixture_over_codes(student, num_moves, is_time_conditioned=is_time_conditioned)
+    torch.testing.assert_close(distribution, expected, rtol=1e-5, atol=1e-9)
+    num_others = {(1, False): 0, (2, True): 8, (3, False): 8}[num_moves, is_time_conditioned]
+    num_times = 2 if is_time_conditioned else 1
+    assert sum(num_drawn) == 2 * (num_times * len(CODES) + num_others * 36)  # 36 states are partly masked
+
+
+@pytest.mark.slow
+def test_exact_rows_estimate_the_mixture_over_codes(bundle, monkeypatch):
     monkeypatch.setattr(latent, "DRAWS", 96)
     monkeypatch.setattr(latent, "FIRST_DRAWS", 2**12)
-    estimate = ExactRows(Bundle(student=student)).distribution(SYMBOLS, SamplingOptions(), num_moves)
-    expected = mixture_over_codes(student, num_moves, is_time_conditioned=is_time_conditioned)
-    assert (estimate - expected).abs().sum() < 0.05
+    estimate = ExactRows(bundle).distribution(SYMBOLS, SamplingOptions(), 3)
+    assert (estimate - mixture_over_codes(bundle.student, 3)).abs().sum() < 0.05
 
 
 @pytest.mark.slow
