@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=50_000)
     args = parser.parse_args()
     if args.part == "page":
-        renew(DOCS / "evaluation.md", "divergences.py", page(json.loads(RESULTS.read_text("utf-8"))))
+        renew(DOCS / "results" / "divergences.md", "divergences.py", page(json.loads(RESULTS.read_text("utf-8"))))
         return
     if args.part == "accuracy":
         teacher = didi.load("markov")

@@ -2,10 +2,10 @@
 
     python benchmarks/method_search.py exact --out DIR [--methods sdtt mmd] [--workers 2]
 
-``benchmarks/method_search/WORLD.yaml`` lists the trials: flags of ``didi distill`` in addition to a method's recipe.
+``benchmarks/method_search/DATA.yaml`` lists the trials: flags of ``didi distill`` in addition to a method's recipe.
 Each trial is trained with a seed that no reported result uses and with an equal number of network passes, and evaluated
 with the flags in the file. Networks under ``pretrained``, to which flags refer as ``{RECIPE}``, are trained first.
-Finished trials are reused. The script writes ``docs/results/method-search-WORLD.json`` and a table of
+Finished trials are reused. The script writes ``docs/results/method-search-DATA.json`` and a table of
 ``docs/results/methods.md``.
 """
 
@@ -44,7 +44,7 @@ def command(*words: str) -> None:
         raise RuntimeError(f"didi {' '.join(words)}: {ended.stderr.strip().splitlines()[-1]}")
 
 
-def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Path) -> dict[str, Any]:
+def trial(data: str, plan: dict[str, Any], method: str, flags: str, folder: Path) -> dict[str, Any]:
     """Train and evaluate one trial; an existing result in its folder is reused."""
     result = folder / "trial.json"
     if not result.is_file():
@@ -53,7 +53,7 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
         there = {recipe: bundle_of(recipe, steps, folder.parent) for recipe, steps in needed}
         words += [word.format(**there) for word in flags.split()]
         if not (run / "bundle").is_dir():
-            command("distill", world, "--method", method, "--out", str(run), "--overwrite", *words)
+            command("distill", data, "--method", method, "--out", str(run), "--overwrite", *words)
         of_method = plan["methods"][method]
         sampler, nfes = of_method.get("sampler", "default"), of_method.get("nfe", plan["nfe"])
         measured, moves = folder / "evaluation", [str(nfe) for nfe in nfes]
@@ -93,7 +93,7 @@ def table_of(found: Sequence[dict[str, Any]], measure: str) -> list[str]:
     """A table of all trials: flags, training budget and divergence at each number of moves.
 
     Args:
-        found: trials, as stored in ``method-search-WORLD.json``.
+        found: trials, as stored in ``method-search-DATA.json``.
         measure: field of a row, ``kl`` or ``joint_kl``.
     """
     nfes = sorted({row["nfe"] for one in found for row in one["rows"]})
@@ -109,12 +109,12 @@ def table_of(found: Sequence[dict[str, Any]], measure: str) -> list[str]:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the missing trials; print and write the results of all trials."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", choices=sorted(file.stem for file in TRIALS.glob("*.yaml")))
+    parser.add_argument("data", choices=sorted(file.stem for file in TRIALS.glob("*.yaml")))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(words)
-    plan = yaml.safe_load((TRIALS / f"{args.world}.yaml").read_text("utf-8"))
+    plan = yaml.safe_load((TRIALS / f"{args.data}.yaml").read_text("utf-8"))
     named = [
         (method, flags, args.out / f"{method}-{trial_digest(plan, method, flags)}")
         for method, about in plan["methods"].items()
@@ -125,18 +125,18 @@ def main(words: Sequence[str] | None = None) -> None:
         for made in [pool.submit(pretrain, recipe, steps, args.out) for recipe, steps in needed]:
             made.result()
         waiting = [
-            pool.submit(trial, args.world, plan, *one) for one in named if one[0] in (args.methods or plan["methods"])
+            pool.submit(trial, args.data, plan, *one) for one in named if one[0] in (args.methods or plan["methods"])
         ]
         for one in as_completed(waiting):
             if one.exception():
                 pool.shutdown(cancel_futures=True)
             print(one.result(), file=sys.stderr, flush=True)
-    found = [trial(args.world, plan, *one) for one in named if (one[2] / "trial.json").is_file()]
+    found = [trial(args.data, plan, *one) for one in named if (one[2] / "trial.json").is_file()]
     table = table_of(found, plan["measure"])
     print("\n".join(table))
-    about = {"world": args.world, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
-    write_json(DOCS / "results" / f"method-search-{args.world}.json", about | {"trials": found})
-    renew(DOCS / "results" / "methods.md", f"method_search.py {args.world}", table)
+    about = {"data": args.data, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
+    write_json(DOCS / "results" / f"method-search-{args.data}.json", about | {"trials": found})
+    renew(DOCS / "results" / "methods.md", f"method_search.py {args.data}", table)
 
 
 if __name__ == "__main__":

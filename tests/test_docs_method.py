@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import didi.methods
-import didi.recipes.worlds
+import didi.recipes.chains
 from didi.apps.train import distill
 from didi.models.bundle import load
 
@@ -35,7 +35,7 @@ def method(monkeypatch, tmp_path):
 def recipe(method, monkeypatch):
     """The recipe of the page, registered by its entry and cut to two steps."""
     (entry,) = [code for code in BLOCKS.values() if code.startswith('("markov", "kd")')]
-    ((key, settings),) = eval(f"{{{entry}}}", {**vars(didi.recipes.worlds), "KdConfig": method.KdConfig}).items()
+    ((key, settings),) = eval(f"{{{entry}}}", {**vars(didi.recipes.chains), "KdConfig": method.KdConfig}).items()
     loop = replace(settings.loop, batch_size=8, log_every=1, checkpoint_every=1)
     short = replace(settings, loop=loop).limited(2)
     monkeypatch.setitem(didi.recipes.VARIANTS, key, short)

@@ -112,7 +112,7 @@ def test_a_bundle_is_scored_on_rows_with_the_layout_of_its_training(corpus, bund
 
 
 def test_a_markov_chain_has_no_begin_and_end_tokens():
-    with pytest.raises(UsageError, match="the markov world have block_layout stream; got bos-eos; set it to stream"):
+    with pytest.raises(UsageError, match="rows of markov have block_layout stream; got bos-eos; set it to stream"):
         open_source("markov", length=LENGTH, block_layout="bos-eos")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from didi.data.markov import WORLDS, MarkovChain, exact_chain
+from didi.data.markov import CHAINS, MarkovChain, exact_chain
 from didi.data.source import open_source
 
 
@@ -17,7 +17,7 @@ def test_each_row_of_the_exact_chain_is_a_permutation_of_the_same_probabilities(
 
 
 def test_the_markov_chain_has_three_likely_successors_above_a_floor():
-    chain = WORLDS["markov"]()
+    chain = CHAINS["markov"]()
     assert torch.equal(chain.transition, MarkovChain(32, seed=0).transition)
     ordered = chain.transition.sort(descending=True).values
     torch.testing.assert_close(
@@ -26,17 +26,17 @@ def test_the_markov_chain_has_three_likely_successors_above_a_floor():
     assert (ordered[:, 3:] == ordered[:, 3:4]).all()
 
 
-@pytest.mark.parametrize(("world", "num_symbols"), [("markov", 32), ("exact", 4)])
-def test_a_named_chain_is_a_corpus_with_a_symbol_for_each_state_and_a_mask(world, num_symbols):
-    source = open_source(world, length=5, seed=3)
+@pytest.mark.parametrize(("name", "num_symbols"), [("markov", 32), ("exact", 4)])
+def test_a_named_chain_is_a_corpus_with_a_symbol_for_each_state_and_a_mask(name, num_symbols):
+    source = open_source(name, length=5, seed=3)
     assert (source.vocab_size, source.mask_id) == (num_symbols + 1, num_symbols)
     assert source.tokenizer.encode(f"s0 s{num_symbols - 1} [MASK]").ids == [0, num_symbols - 1, num_symbols]
-    assert torch.equal(source.batch(7, 4), open_source(world, length=5, seed=3).batch(7, 4))
+    assert torch.equal(source.batch(7, 4), open_source(name, length=5, seed=3).batch(7, 4))
     assert not torch.equal(source.batch(7, 4), source.batch(8, 4))
     assert not torch.equal(source.validation, source.test)
-    assert torch.equal(source.validation, open_source(world, length=5, seed=4).validation)
+    assert torch.equal(source.validation, open_source(name, length=5, seed=4).validation)
     pairs = source.validation[:, :2]
     counts = torch.bincount(pairs[:, 0] * num_symbols + pairs[:, 1], minlength=num_symbols**2).double()
-    chain = WORLDS[world]()
+    chain = CHAINS[name]()
     expected = (chain.stationary[:, None] * chain.transition).flatten()
     assert float((counts / counts.sum() - expected).abs().sum()) < 0.3 * (num_symbols / 32) ** 0.5

@@ -220,7 +220,7 @@ def test_several_processes_draw_the_rows_of_a_single_process(make_dcd, monkeypat
 @pytest.mark.slow
 def test_two_processes_started_by_torchrun_train_the_student_of_one_process(make_dit, tmp_path):
     teacher = make_dit(seed=1, **SHAPE | {"length": 7, "vocab_size": 4})
-    source = MarkovSource(7, seed=0, world="exact")
+    source = MarkovSource(7, seed=0, name="exact")
     save(Bundle(teacher=teacher, process=Uniform(4), tokenizer=source.tokenizer), tmp_path / "teacher")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
@@ -249,7 +249,7 @@ def test_divergences_are_finite_unless_a_sequence_of_the_data_has_probability_0(
     """With the greedy tail some sequences have probability 0, so that KL(data || samples) is infinite."""
     network = make_dit(seed=3, vocab_size=4, mask_id=None, length=3, is_time_conditioned=True)
     rows, options = ExactRows(Bundle(student=network, process=Uniform(4))), SamplingOptions(sampler=sampler)
-    divergences = rows(MarkovSource(3, seed=0, world="exact").chain, options, 2)
+    divergences = rows(MarkovSource(3, seed=0, name="exact").chain, options, 2)
     assert 0 < divergences.kl < math.inf
     assert math.isinf(divergences.reverse_kl) == (sampler == "greedy-tail")
 
@@ -316,7 +316,7 @@ def test_a_recipe_without_a_teacher_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def trained_teacher():
     """A small teacher of the chain ``exact`` with four positions, whose few-move samples are poor."""
-    source = MarkovSource(4, seed=0, world="exact")
+    source = MarkovSource(4, seed=0, name="exact")
     config = PretrainConfig(
         data=DataConfig(corpus="exact", length=4),
         process="uniform",

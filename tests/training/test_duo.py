@@ -257,7 +257,7 @@ def test_training_with_the_curriculum_lowers_the_nelbo():
     loop = replace(config.loop, batch_size=32, ema_decay=0.9, validation_sequences=512)
     network = replace(config.network, hidden_size=32, num_blocks=2, num_heads=2)
     config = replace(config, loop=loop, network=network, optimizer=replace(config.optimizer, warmup_steps=10))
-    job = make_trainer(config, Inputs(MarkovSource(7, seed=0, world="exact"), CPU))
+    job = make_trainer(config, Inputs(MarkovSource(7, seed=0, name="exact"), CPU))
     values = [job.validate()["validation_nelbo"]]
     for step in range(140):
         job.step(step)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from didi.apps.train import distill_run
-from didi.data.markov import WORLDS
+from didi.data.markov import CHAINS
 from didi.data.source import MarkovSource, RandomSource
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
@@ -225,14 +225,14 @@ def test_the_bundle_can_be_sampled_and_evaluated_exactly(make_dit, tmp_path):
     network = make_dit(vocab_size=4, mask_id=None, length=5, seed=1, scale=0.5, is_time_conditioned=True)
     config = replace(UNIFORM, data=replace(CONFIG.data, corpus="exact", length=5))
     teacher = Bundle(teacher=network, process=process)
-    job = make_trainer(config, Inputs(MarkovSource(5, seed=0, world="exact"), CPU, tmp_path, teacher))
+    job = make_trainer(config, Inputs(MarkovSource(5, seed=0, name="exact"), CPU, tmp_path, teacher))
     assert_trains(job)
     bundle = load(save(job.bundle(), tmp_path / "bundle"))
     assert (bundle.process, bundle.intended_nfe) == (process, 3)
     assert list(bundle.networks()) == ["student", "teacher", "discriminator"]
     assert generate(bundle, num_samples=3).nfe == 3
     student, of_teacher = (
-        ExactRows(bundle)(WORLDS["exact"](), replace(options, role=role), 3) for role in ("student", "teacher")
+        ExactRows(bundle)(CHAINS["exact"](), replace(options, role=role), 3) for role in ("student", "teacher")
     )
     assert student.kl > 0
     assert student.kl != of_teacher.kl

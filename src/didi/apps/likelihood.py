@@ -8,7 +8,7 @@ from pathlib import Path
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.arguments import whole_number
-from didi.data.markov import WORLDS
+from didi.data.markov import CHAINS
 from didi.data.zero_shot import unseen_stand_ins
 from didi.evaluation.machine import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
@@ -57,7 +57,7 @@ def run_likelihood(args: Sequence[str]) -> None:
     for role in roles:
         bundle.network(role)  # refuses a missing network before any work
     trained_on = bundle.provenance.get("corpus")
-    stand_ins = () if trained_on in WORLDS else unseen_stand_ins(trained_on)
+    stand_ins = () if trained_on in CHAINS else unseen_stand_ins(trained_on)
     corpora = command.data or (*([str(trained_on)] if trained_on else []), *stand_ins)
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""First-order Markov chains: synthetic data with a known exact likelihood. Two chains have a name (``WORLDS``)."""
+"""First-order Markov chains: synthetic data with a known exact likelihood. Two chains have a name (``CHAINS``)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -68,7 +68,7 @@ class MarkovChain:
 
 
 def exact_chain() -> MarkovChain:
-    """The chain of the ``exact`` world: every row is a permutation of (0.72, 0.22, 0.05, 0.01).
+    """The chain ``exact``: every row is a permutation of (0.72, 0.22, 0.05, 0.01).
 
     It has so few symbols that the distribution of a sampler over short sequences can be enumerated
     (``didi.evaluation.exact``).
@@ -78,5 +78,5 @@ def exact_chain() -> MarkovChain:
 
 MARKOV, EXACT = "markov", "exact"
 
-WORLDS: Mapping[str, Callable[[], MarkovChain]] = {MARKOV: MarkovChain, EXACT: exact_chain}
+CHAINS: Mapping[str, Callable[[], MarkovChain]] = {MARKOV: MarkovChain, EXACT: exact_chain}
 """The named chains; each name is also that of a corpus and of a judge."""

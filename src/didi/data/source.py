@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from didi.data.blocks import BlockLayout, block_layout_of
-from didi.data.markov import MARKOV, WORLDS
+from didi.data.markov import CHAINS, MARKOV
 from didi.data.protein import is_protein_corpus
 from didi.data.protein_source import open_proteins
 from didi.data.text import MASK, BatchOrder, TextData, prepare_text
@@ -67,17 +67,17 @@ class MarkovSource(OneLength):
     Args:
         length: number of tokens in a sequence.
         seed: seed of the batches; validation and test sets do not depend on it.
-        world: name of the chain in ``markov.WORLDS``.
+        name: name of the chain in ``markov.CHAINS``.
     """
 
-    def __init__(self, length: int, seed: int, world: str = MARKOV) -> None:
-        self.chain = WORLDS[world]()
+    def __init__(self, length: int, seed: int, name: str = MARKOV) -> None:
+        self.chain = CHAINS[name]()
         self.vocab_size = self.chain.num_symbols + 1
         self.mask_id = self.chain.num_symbols
-        self._length, self._seed, self._world = length, seed, world
+        self._length, self._seed, self._name = length, seed, name
         self.mean_length = float(length)
         self.validation, self.test = (
-            self.chain.sample(MARKOV_HELD_OUT_ROWS, length, named_generator(world, split))
+            self.chain.sample(MARKOV_HELD_OUT_ROWS, length, named_generator(name, split))
             for split in ("validation", "test")
         )
         symbols = {f"s{number}": number for number in range(self.chain.num_symbols)} | {MASK: self.mask_id}
@@ -86,7 +86,7 @@ class MarkovSource(OneLength):
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
         """See ``Source.batch``."""
-        return self.chain.sample(batch_size, self._length, named_generator(self._seed, self._world, step))
+        return self.chain.sample(batch_size, self._length, named_generator(self._seed, self._name, step))
 
 
 class TextSource(OneLength):
@@ -137,7 +137,7 @@ def open_source(
     """The source of a corpus.
 
     Args:
-        corpus: a name in ``markov.WORLDS``, proteins (``protein.is_protein_corpus``), or any corpus of
+        corpus: a name in ``markov.CHAINS``, proteins (``protein.is_protein_corpus``), or any corpus of
             ``corpora.load_documents``.
         length: number of tokens in a sequence.
         vocab_size: size of a tokenizer to train on the corpus, mask and end-of-text included.
@@ -149,11 +149,9 @@ def open_source(
         UsageError: the corpus is unknown, or other arguments do not fit it.
         DidiError: the corpus cannot be fetched.
     """
-    if corpus in WORLDS:
+    if corpus in CHAINS:
         if block_layout != "stream":
-            raise UsageError(
-                f"rows of the {corpus} world have block_layout stream; got {block_layout}; set it to stream"
-            )
+            raise UsageError(f"rows of {corpus} have block_layout stream; got {block_layout}; set it to stream")
         return MarkovSource(length, seed, corpus)
     if is_protein_corpus(corpus):
         if block_layout != "stream" or vocab_size is not None or isinstance(tokenizer, str):

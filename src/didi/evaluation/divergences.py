@@ -7,7 +7,7 @@ from typing import TypedDict
 from jaxtyping import Int
 from torch import Tensor
 
-from didi.data.markov import WORLDS
+from didi.data.markov import CHAINS
 from didi.errors import UsageError
 from didi.evaluation.frontier import Interval
 from didi.evaluation.joint import JointEstimate, Reference, default_settings, joint_divergence
@@ -60,7 +60,7 @@ def find_reference(
         bundle: The model whose samples are measured.
         judges: Judges of the evaluation.
         joint: False for no joint divergence; a bundle whose autoregressive network, over the same tokens, is the
-            reference; or True for the first that exists of the chain of an exact judge, the chain of the world of
+            reference; or True for the first that exists of the chain of an exact judge, the chain of the corpus of
             ``bundle``, and the autoregressive network of ``bundle``.
         num_samples: Number of samples that will be drawn.
 
@@ -84,9 +84,9 @@ def find_reference(
 def _find(bundle: Bundle, exact: Sequence[ExactJudge], named: Bundle | None) -> JointReference:
     if named is None and exact:
         return JointReference(exact[0].name, exact[0].chain)
-    world = str(bundle.provenance.get("corpus"))
-    if named is None and world in WORLDS:
-        return JointReference(world, WORLDS[world]())
+    corpus = str(bundle.provenance.get("corpus"))
+    if named is None and corpus in CHAINS:
+        return JointReference(corpus, CHAINS[corpus]())
     source = named or bundle
     if source.autoregressive is None:
         raise UsageError(

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from didi.arguments import instance, listed, whole_number
-from didi.data.markov import EXACT, WORLDS, MarkovChain
+from didi.data.markov import CHAINS, EXACT, MarkovChain
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.checked_sets import checked_sets
@@ -67,7 +67,7 @@ def evaluate(
         nfe: one number of moves or several; none to score only ``data`` and ``anchors``.
         num_samples: number of sequences in each row; use 256 or more for metrics that you report.
         judge: one judge or several, as names for ``load_judge`` or as objects; each gives every sample set a row. The
-            default is ``exact``, the exact judge of the bundle's world, if it has one, else ``smollm2-135m``.
+            default is the exact judge of the chain that the bundle was trained on, else ``smollm2-135m``.
         role: one role or several, or that of ``options``; by default the student if there is one, else the teacher.
         sampler: one sampler or several, or that of ``options``. The autoregressive role and the samplers
             ``first-hitting``, ``entropy-bounded`` and ``one-step`` ignore ``nfe`` and have one row.
@@ -250,10 +250,10 @@ def _reference_rows(data: Int[Tensor, "n l"] | None, num_samples: int, seed: int
 
 
 def _judges(bundle: Bundle, requested: str | Judge | Sequence[str | Judge] | None) -> list[Judge]:
-    """Load the requested judges, each once; ``exact`` names the exact judge of the bundle's world."""
-    world = str(bundle.provenance.get("corpus"))
+    """Load the requested judges, each once; ``exact`` names the exact judge of the bundle's chain."""
+    corpus = str(bundle.provenance.get("corpus"))
     if not requested:
-        requested = world if world in WORLDS else SMOLLM2
+        requested = corpus if corpus in CHAINS else SMOLLM2
     listed_judges: Sequence[str | Judge] = listed("judge", requested)
     device = next(bundle.network().parameters()).device
     judges: list[Judge] = []
@@ -263,11 +263,11 @@ def _judges(bundle: Bundle, requested: str | Judge | Sequence[str | Judge] | Non
                 raise UsageError(f"a judge is a name, or has a name and score(texts, tokens); got {each!r}")
             judges.append(each)
             continue
-        if world in WORLDS and each in WORLDS and each not in (world, EXACT):
+        if corpus in CHAINS and each in CHAINS and each not in (corpus, EXACT):
             raise UsageError(
-                f"judge {each} reads the {each} world, and {bundle.name} is of the {world} world: use {world}"
+                f"judge {each} reads sequences of {each}, and {bundle.name} was trained on {corpus}: use {corpus}"
             )
-        name = world if world in WORLDS and each == EXACT else each
+        name = corpus if corpus in CHAINS and each == EXACT else each
         if name not in [judge.name for judge in judges]:
             judges.append(load_judge(name, device=device))
     return judges

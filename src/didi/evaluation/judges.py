@@ -13,7 +13,7 @@ import torch
 from didi.data.assets import fetch
 from didi.data.cache import made_folder
 from didi.data.catalogue import GEMMA_PARTS
-from didi.data.markov import WORLDS
+from didi.data.markov import CHAINS
 from didi.errors import UsageError, suggestion
 from didi.evaluation.perplexity import CausalJudge, ExactJudge, Judge, transformers_for
 
@@ -21,10 +21,10 @@ SMOLLM2, GEMMA = "smollm2-135m", "gemma3-270m"
 Device = str | torch.device
 
 
-def _exact(world: str, device: Device) -> Judge:
-    """The exact likelihood under the chain of a world."""
+def _exact(chain: str, device: Device) -> Judge:
+    """The exact likelihood under a named chain."""
     del device
-    return ExactJudge(WORLDS[world](), name=world)
+    return ExactJudge(CHAINS[chain](), name=chain)
 
 
 def _gguf(name: str, assets: Sequence[str], device: Device) -> Judge:
@@ -33,7 +33,7 @@ def _gguf(name: str, assets: Sequence[str], device: Device) -> Judge:
 
 
 JUDGES: dict[str, Callable[[Device], Judge]] = {
-    **{world: partial(_exact, world) for world in WORLDS},
+    **{chain: partial(_exact, chain) for chain in CHAINS},
     SMOLLM2: partial(_gguf, SMOLLM2, [SMOLLM2]),
     GEMMA: partial(_gguf, GEMMA, [f"{GEMMA}-part{number}" for number in range(1, GEMMA_PARTS + 1)]),
 }

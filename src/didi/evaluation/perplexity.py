@@ -60,7 +60,7 @@ class ExactJudge:
 
     Args:
         chain: the Markov chain.
-        name: name of the chain's world, a key of ``markov.WORLDS``.
+        name: name of the chain, a key of ``markov.CHAINS``.
     """
 
     def __init__(self, chain: MarkovChain, *, name: str = MARKOV) -> None:
@@ -76,7 +76,7 @@ class ExactJudge:
         tokens = tokens.cpu()
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.chain.num_symbols:
             raise UsageError(
-                f"judge {self.name} reads the {self.chain.num_symbols} symbols of the {self.name} world; got token "
+                f"judge {self.name} reads the {self.chain.num_symbols} symbols of its chain; got token "
                 f"{int(tokens.max())}: choose a language model as judge"
             )
         num_tokens = torch.full((len(tokens),), tokens.shape[1], dtype=torch.long)

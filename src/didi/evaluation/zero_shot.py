@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from didi.data.blocks import block_layout_of
-from didi.data.markov import WORLDS
+from didi.data.markov import CHAINS
 from didi.data.source import source_for
 from didi.data.text import pack
 from didi.data.zero_shot import is_detokenized, zero_shot_documents
@@ -79,7 +79,7 @@ def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:
         UsageError: the corpus is shorter than a block, or the bundle has no tokenizer.
     """
     length = bundle.network().length
-    if corpus in (*WORLDS, bundle.provenance.get("corpus")):
+    if corpus in (*CHAINS, bundle.provenance.get("corpus")):
         return source_for(bundle, corpus).test
     if not isinstance(bundle.tokenizer, Tokenizer):
         raise UsageError(f"text is scored in a bundle's own tokens; {bundle.name} has no tokenizer")

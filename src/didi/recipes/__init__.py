@@ -1,6 +1,6 @@
 """Recipes: named settings. Values that differ from the defaults name their source, or were chosen on validation data.
 
-There is a file for each domain: ``worlds``, ``text``, ``openwebtext``, ``proteins``. They share ``objectives`` and the
+There is a file for each domain: ``chains``, ``text``, ``openwebtext``, ``proteins``. They share ``objectives`` and the
 files named after other methods and teachers. ``presets``, ``ablations`` and ``compared`` change or extend recipes.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from didi.arguments import one_of
-from didi.data.markov import WORLDS
+from didi.data.markov import CHAINS
 from didi.data.protein import is_protein_corpus
 from didi.data.protein_source import ProteinSource
 from didi.diffusion import Process, find_process
@@ -21,20 +21,20 @@ from didi.methods.new_networks import denoiser_shape
 from didi.methods.settings import RENAMED_RECIPES, DataConfig, DistillationConfig
 from didi.models.dit import DiTConfig
 from didi.models.proteins import ProteinConfig
-from didi.recipes import compared, openwebtext, proteins, text, worlds
+from didi.recipes import chains, compared, openwebtext, proteins, text
 
 PRETRAIN: dict[str, PretrainConfig] = {
-    **worlds.PRETRAIN, **text.PRETRAIN, **openwebtext.PRETRAIN, **proteins.PRETRAIN
+    **chains.PRETRAIN, **text.PRETRAIN, **openwebtext.PRETRAIN, **proteins.PRETRAIN
 }  # fmt: skip
 """Recipes of teachers and autoregressive networks, by name (``didi pretrain NAME``); see ``recipe``."""
 
 # Vocabulary sizes of named tokenizers, including the mask.
 TOKENIZERS = {"gpt2": 50_258}
 
-DISTILL: dict[str, DistillConfig] = {**worlds.DISTILL, **text.DISTILL, **openwebtext.DISTILL, **proteins.DISTILL}
+DISTILL: dict[str, DistillConfig] = {**chains.DISTILL, **text.DISTILL, **openwebtext.DISTILL, **proteins.DISTILL}
 """Recipes of students by DiDi-Instruct, by name (``didi distill NAME``); see ``recipe``."""
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {**worlds.VARIANTS, **text.VARIANTS, **openwebtext.VARIANTS}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {**chains.VARIANTS, **text.VARIANTS, **openwebtext.VARIANTS}
 """Recipes of methods other than DiDi-Instruct, by recipe and method.
 
 Other pairs have the defaults of the method, with teacher, data and loop of the DiDi-Instruct recipe.
@@ -83,8 +83,8 @@ def num_symbols(data: DataConfig) -> int:
     """
     if is_protein_corpus(data.corpus):
         return ProteinSource.vocab_size
-    if data.corpus in WORLDS:
-        return WORLDS[data.corpus]().num_symbols + 1
+    if data.corpus in CHAINS:
+        return CHAINS[data.corpus]().num_symbols + 1
     size = data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
     if size is None:
         raise UsageError(

@@ -11,7 +11,7 @@ from didi.methods.sdtt import SdttConfig
 from didi.methods.settings import DistillationConfig, LoopConfig
 from didi.models.initial_state import InitialState
 from didi.recipes import text
-from didi.recipes.worlds import DISTILL, VARIANTS
+from didi.recipes.chains import DISTILL, VARIANTS
 
 
 def _loop(base: DistillationConfig, steps: int) -> LoopConfig:

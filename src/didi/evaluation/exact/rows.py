@@ -1,4 +1,4 @@
-"""Exact divergences for the rows of an evaluation, for samplers and worlds whose states can be enumerated."""
+"""Exact divergences for the rows of an evaluation, for samplers and chains whose states can be enumerated."""
 
 from collections.abc import Callable
 from dataclasses import replace

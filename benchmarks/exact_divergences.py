@@ -1,11 +1,11 @@
-"""The exact world: divergences of teachers and students, and the least divergence of a student of K moves.
+"""The data ``exact``: divergences of teachers and students, and the least divergence of a student of K moves.
 
-    python benchmarks/exact_world.py world [--steps 300]
-    python benchmarks/exact_world.py students BUNDLE [BUNDLE ...]
-    python benchmarks/exact_world.py page
+    python benchmarks/exact_divergences.py limits [--steps 300]
+    python benchmarks/exact_divergences.py students BUNDLE [BUNDLE ...]
+    python benchmarks/exact_divergences.py page
 
-``world`` takes twenty minutes on one core, mostly for the gradient descents of K = 4 and 8 moves. Figures are
-written to docs/results/exact-limits.json, tables to docs/evaluation.md.
+``limits`` takes twenty minutes on one core, mostly for the gradient descents of K = 4 and 8 moves. Figures are
+written to docs/results/exact-limits.json, tables to docs/results/exact.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from pages import DOCS, renew, write_json
 
 import didi
-from didi.data.markov import WORLDS
+from didi.data.markov import CHAINS
 from didi.diffusion.schedule import LogLinear
 from didi.evaluation.exact.divergences import exact_divergences
 from didi.evaluation.exact.limit import minimal_divergence
@@ -39,7 +39,7 @@ RESULT = DOCS / "results" / "exact-limits.json"
 
 def teachers() -> list[dict]:
     """Divergences of the perfect and of the bundled teacher at each number of moves."""
-    chain, length = WORLDS["exact"](), PRETRAIN["exact"].data.length
+    chain, length = CHAINS["exact"](), PRETRAIN["exact"].data.length
     states, log_q = States(chain.num_symbols, length), chain.log_likelihood(States(chain.num_symbols, length).clean)
     posterior, bundled = chain_predictions(chain, states), ExactRows(didi.load("exact"))
     rows = []
@@ -56,7 +56,7 @@ def limits(steps: int) -> list[dict]:
     """The least divergence of a student of each number of moves."""
     rows = []
     for number in LIMITS:
-        limit = minimal_divergence(WORLDS["exact"](), PRETRAIN["exact"].data.length, number, steps=steps)
+        limit = minimal_divergence(CHAINS["exact"](), PRETRAIN["exact"].data.length, number, steps=steps)
         rows.append(asdict(limit))
         print(f"limit of {number} moves {limit.student.kl:.5f}, teacher {limit.teacher.kl:.4f}", flush=True)
     return rows
@@ -64,7 +64,7 @@ def limits(steps: int) -> list[dict]:
 
 def students(paths: Sequence[str]) -> list[dict]:
     """Divergences of distilled students at several numbers of moves, with their training settings."""
-    chain, rows = WORLDS["exact"](), []
+    chain, rows = CHAINS["exact"](), []
     for path in paths:
         bundle = didi.load(path)
         settings, judged = bundle.provenance["settings"], ExactRows(bundle)
@@ -84,7 +84,7 @@ def students(paths: Sequence[str]) -> list[dict]:
     return sorted(rows, key=lambda row: (row["moves"], row["seed"]))
 
 
-def world_table(record: dict) -> list[str]:
+def limits_table(record: dict) -> list[str]:
     """Lines of the table of teachers and limits."""
     least = {row["num_moves"]: row["student"]["kl"] for row in record["limits"]}
     body = []
@@ -123,16 +123,16 @@ def students_table(record: dict) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("world", "students", "page"))
+    parser.add_argument("part", choices=("limits", "students", "page"))
     parser.add_argument("bundles", nargs="*", help="bundles of didi distill exact")
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     record = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
-    if args.part == "world":
-        chain, length = WORLDS["exact"](), PRETRAIN["exact"].data.length
+    if args.part == "limits":
+        chain, length = CHAINS["exact"](), PRETRAIN["exact"].data.length
         log_q = chain.log_likelihood(States(chain.num_symbols, length).clean)
         record |= {
-            "world": "exact",
+            "data": "exact",
             "length": length,
             "entropy": -float((log_q.exp() * log_q).sum()),
             "machine": machine_name(torch.device("cpu")),
@@ -143,8 +143,8 @@ def main() -> None:
         record["students"] = students(args.bundles)
     write_json(RESULT, record)
     record = json.loads(RESULT.read_text("utf-8"))
-    renew(DOCS / "evaluation.md", "exact_world.py", world_table(record))
-    renew(DOCS / "evaluation.md", "exact_world.py students", students_table(record))
+    renew(DOCS / "results" / "exact.md", "exact_divergences.py", limits_table(record))
+    renew(DOCS / "results" / "exact.md", "exact_divergences.py students", students_table(record))
 
 
 if __name__ == "__main__":
