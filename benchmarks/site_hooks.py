@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 README = Path(__file__).parents[1] / "README.md"
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!docs/|https?:|#)[^)]*\)")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!docs/|https?:|#)([^)]*)\)")
 """A link to a file outside ``docs/``."""
 CELL = re.compile(r"(?<=<td)[^>]*>.*?(?=</td>)", re.S)
 INTERVAL = re.compile(r"\[[−-]?[\d.,]+%?, [−-]?[\d.,]+%?\]")
@@ -15,7 +15,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The text of a page; that of ``docs/index.md`` is the README, whose links start at ``docs/``."""
     if page.file.src_uri != "index.md":
         return markdown
-    return LINK.sub(r"\1", README.read_text("utf-8")).replace("](docs/", "](")
+    text = README.read_text("utf-8").replace("](CONTRIBUTING.md", "](docs/contributing.md")
+    return LINK.sub(r"\1 (`\2`)", text).replace("](docs/", "](")
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -103,4 +103,4 @@ def test_a_bundle_of_the_corpus_exact_has_exact_divergences(didi, make_dit, tmp_
     assert f"{rows[0]['kl']:.4f}" in report
     status, _, err = didi(*words, "--judge", "markov", "--out", tmp_path / "other")
     assert (status, err.count("\n")) == (2, 1)
-    assert "was trained on exact: use exact" in err
+    assert "was trained on the chain exact: use exact" in err

@@ -351,7 +351,7 @@ def test_a_tokenizer_larger_than_the_network_is_refused(tmp_path):
 
 def test_a_hub_name_with_other_characters_is_refused_by_the_hub_client(tmp_path):
     for name in ("owner/..", "own er/name", "owner/na\\me"):
-        with pytest.raises(UsageError, match=r"no name of a Hub repository: .*: Repo id must use alphanumeric chars"):
+        with pytest.raises(UsageError, match=r"no name of a Hub repository: Repo id must use alphanumeric chars"):
             converted("mdlm", name, tmp_path)
 
 

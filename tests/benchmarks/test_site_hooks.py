@@ -16,9 +16,11 @@ def test_intervals_in_cells_are_marked():
 
 def test_the_start_page_is_the_readme_with_links_from_docs(monkeypatch, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("![Text](docs/a.gif), [page](docs/b.md#c), [licence](LICENSE), [site](https://example.org)")
+    readme.write_text(
+        "![Text](docs/a.gif), [page](docs/b.md#c), [licence](LICENSE), [rules](CONTRIBUTING.md), [site](https://example.org)"
+    )
     monkeypatch.setattr(site_hooks, "README", readme)
-    text = "![Text](a.gif), [page](b.md#c), licence, [site](https://example.org)"
+    text = "![Text](a.gif), [page](b.md#c), licence (`LICENSE`), [rules](contributing.md), [site](https://example.org)"
     pages = {name: SimpleNamespace(file=SimpleNamespace(src_uri=name)) for name in ("index.md", "api/index.md")}
     assert site_hooks.on_page_markdown("", page=pages["index.md"]) == text
     assert site_hooks.on_page_markdown("[own](LICENSE)", page=pages["api/index.md"]) == "[own](LICENSE)"

@@ -229,6 +229,21 @@ def test_what_cannot_be_enumerated_is_refused_in_one_line():
         minimal_divergence(exact_chain(), 2, 1, steps=0)
     with pytest.raises(UsageError, match=r"every transition has a positive probability; got a minimum of 0\.0"):
         minimal_divergence(MarkovChain(4, successor_probs=(0.6, 0.4), floor=0.0), 2, 1)
+    with pytest.raises(UsageError, match="states have the 4 symbols of the chain; got states of 2"):
+        chain_predictions(exact_chain(), SMALL)
+    with pytest.raises(UsageError, match="p is a distribution; got a sum of nan"):
+        exact_divergences(torch.full((4,), math.nan).double(), torch.zeros(4).double())
+
+
+@pytest.mark.parametrize("floor", [1e-100, 1e-170, 1e-300])
+def test_tiny_probabilities_do_not_underflow(floor):
+    chain = MarkovChain(3, successor_probs=(0.7, 0.3), floor=floor)
+    states = States(3, 4)
+    predictions = chain_predictions(chain, states)
+    torch.testing.assert_close(predictions.sum(-1), torch.ones(len(states), 4).double())
+    limit = minimal_divergence(chain, 3, 1, steps=3)
+    assert 0 < limit.student.kl <= limit.teacher.kl < 1
+    assert math.isfinite(limit.student.total_variation)
 
 
 def test_the_descent_to_the_limit_has_a_rate_that_falls_to_0(monkeypatch):
@@ -306,7 +321,7 @@ def test_the_judge_exact_is_the_chain_of_the_corpus_of_the_bundle(make_dit, smal
     assert (row.judge, math.isnan(row.kl)) == ("markov", True)  # 33^5 states
     (row,) = evaluate(large, nfe=[1], num_samples=4, judge="markov")
     assert row.judge == "markov"
-    with pytest.raises(UsageError, match=r"^judge markov reads .* was trained on exact: use exact$"):
+    with pytest.raises(UsageError, match=r"^judge markov reads .* was trained on the chain exact: use exact$"):
         evaluate(small_bundle, nfe=[1], num_samples=4, judge="markov")
 
 

@@ -265,7 +265,8 @@ def _judges(bundle: Bundle, requested: str | Judge | Sequence[str | Judge] | Non
             continue
         if corpus in CHAINS and each in CHAINS and each not in (corpus, EXACT):
             raise UsageError(
-                f"judge {each} reads sequences of {each}, and {bundle.name} was trained on {corpus}: use {corpus}"
+                f"judge {each} scores sequences of the chain {each}, and the bundle {bundle.name} was trained on the "
+                f"chain {corpus}: use {corpus}"
             )
         name = corpus if corpus in CHAINS and each == EXACT else each
         if name not in [judge.name for judge in judges]:

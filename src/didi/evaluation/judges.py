@@ -21,10 +21,10 @@ SMOLLM2, GEMMA = "smollm2-135m", "gemma3-270m"
 Device = str | torch.device
 
 
-def _exact(chain: str, device: Device) -> Judge:
+def _exact(name: str, device: Device) -> Judge:
     """The exact likelihood under a named chain."""
     del device
-    return ExactJudge(CHAINS[chain](), name=chain)
+    return ExactJudge(CHAINS[name](), name=name)
 
 
 def _gguf(name: str, assets: Sequence[str], device: Device) -> Judge:
@@ -33,7 +33,7 @@ def _gguf(name: str, assets: Sequence[str], device: Device) -> Judge:
 
 
 JUDGES: dict[str, Callable[[Device], Judge]] = {
-    **{chain: partial(_exact, chain) for chain in CHAINS},
+    **{name: partial(_exact, name) for name in CHAINS},
     SMOLLM2: partial(_gguf, SMOLLM2, [SMOLLM2]),
     GEMMA: partial(_gguf, GEMMA, [f"{GEMMA}-part{number}" for number in range(1, GEMMA_PARTS + 1)]),
 }

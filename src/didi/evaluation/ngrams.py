@@ -14,7 +14,7 @@ n-grams of a sequence are independent. With triples most n-grams are rare and a 
 KL(p || q) is extrapolated once more from halves of the samples: twice the estimate from all sequences minus the mean
 of the estimates from four halves. Finally the mean estimate over ``NUM_NULL`` sample sets of the chain, of equal size
 and length, is subtracted, so that the estimate is 0 on average for samples of the chain. For other samples some bias
-remains; docs/evaluation.md measures it. The jackknife intervals cover the sampling error only, not this bias. With
+remains; docs/results/divergences.md has it. The jackknife intervals cover the sampling error only, not this bias. With
 fewer than ``MIN_NGRAMS_PER_CELL`` n-grams a cell the bias exceeds the sampling error, and no intervals are given.
 """
 

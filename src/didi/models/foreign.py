@@ -121,9 +121,7 @@ def download(repository: str, patterns: Sequence[str], revision: str | None = No
         try:
             return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
         except HFValidationError as error:
-            raise UsageError(
-                f"no folder and no name of a Hub repository: {repository!r}: {first_line(error)}"
-            ) from error
+            raise UsageError(f"no file, no folder and no name of a Hub repository: {first_line(error)}") from error
         except Exception as error:  # the client raises many classes of network and permission errors
             reason = failure_reason(error, is_reached=is_reached)
             raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error

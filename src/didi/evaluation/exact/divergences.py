@@ -40,7 +40,7 @@ def exact_divergences(p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> Exa
     Raises:
         UsageError: ``p`` is not a distribution.
     """
-    if bool((p < 0).any()) or abs(float(p.sum()) - 1) > 1e-6:
+    if bool((p < 0).any()) or not abs(float(p.sum()) - 1) <= 1e-6:  # also if it is NaN
         raise UsageError(f"p is a distribution; got a sum of {float(p.sum())} and a minimum of {float(p.min())}")
     q, log_p = log_q.exp(), p.log()
     return ExactDivergences(

@@ -17,6 +17,8 @@ from didi.evaluation.exact.sampler import chain_predictions, sampler_distributio
 from didi.evaluation.exact.states import States
 from didi.sampling.base import Grid, path_alphas, time_grid
 
+TINY = torch.finfo(torch.float64).tiny
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -63,7 +65,7 @@ def minimal_divergence(
     for _ in range(steps):
         optimizer.zero_grad()
         p = sampler_distribution(states, alphas, table.softmax(-1))
-        (p * (p.log() - log_q)).sum().backward()
+        (p * (p.clamp_min(TINY).log() - log_q)).sum().backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():

@@ -114,20 +114,24 @@ def chain_predictions(chain: MarkovChain, states: States) -> Table:
         states: states over the chain's symbols.
 
     Raises:
-        UsageError: a transition of the chain has probability 0.
+        UsageError: a transition of the chain has probability 0, or the states have other symbols.
     """
     if not bool((chain.transition > 0).all()):
         raise UsageError(
             "a state of probability 0 has no posterior, so every transition has a positive probability; got a minimum "
             f"of {float(chain.transition.min())}: use a chain with a positive floor"
         )
-    emitted = torch.cat([torch.eye(chain.num_symbols), torch.ones(1, chain.num_symbols)]).double()[states.tokens]
-    forward, backward = [chain.stationary * emitted[:, 0]], [torch.ones_like(emitted[:, 0])]
+    if states.num_symbols != chain.num_symbols:
+        raise UsageError(
+            f"states have the {chain.num_symbols} symbols of the chain; got states of {states.num_symbols}"
+        )
+    visible = torch.cat([torch.eye(chain.num_symbols), torch.ones(1, chain.num_symbols)]).double().log()[states.tokens]
+    log_transition = chain.transition.log()
+    forward, backward = [chain.stationary.log() + visible[:, 0]], [torch.zeros_like(visible[:, 0])]
     for position in range(1, states.length):
-        forward.append(forward[-1] @ chain.transition * emitted[:, position])
-        backward.append((backward[-1] * emitted[:, -position]) @ chain.transition.T)
-    joint = torch.stack(forward, 1) * torch.stack(backward[::-1], 1)
-    return joint / joint.sum(-1, keepdim=True)
+        forward.append((forward[-1][:, :, None] + log_transition).logsumexp(1) + visible[:, position])
+        backward.append(((backward[-1] + visible[:, -position])[:, None] + log_transition).logsumexp(2))
+    return (torch.stack(forward, 1) + torch.stack(backward[::-1], 1)).softmax(-1)
 
 
 @torch.inference_mode()
