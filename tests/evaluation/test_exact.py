@@ -321,7 +321,7 @@ def test_the_judge_exact_is_the_chain_of_the_corpus_of_the_bundle(make_dit, smal
     assert (row.judge, math.isnan(row.kl)) == ("markov", True)  # 33^5 states
     (row,) = evaluate(large, nfe=[1], num_samples=4, judge="markov")
     assert row.judge == "markov"
-    with pytest.raises(UsageError, match=r"^judge markov reads .* was trained on the chain exact: use exact$"):
+    with pytest.raises(UsageError, match=r"^judge markov scores .* was trained on the chain exact: use exact$"):
         evaluate(small_bundle, nfe=[1], num_samples=4, judge="markov")
 
 
