@@ -169,3 +169,13 @@ def test_a_run_does_not_delete_the_bundle_that_it_starts_from(didi, tmp_path):
     status, _, error = didi(*distill)
     assert (status, "which is the start: choose another --out" in error) == (2, True)
     assert (out / "bundle" / "bundle.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_a_student_records_the_provenance_of_its_teacher_and_its_start(didi, tmp_path):
+    words = ["--max-steps", "1", "--loop.batch-size", "2", "--loop.validation-sequences", "2"]
+    assert didi("distill", "exact", "--start", "exact-8", *words, "--out", tmp_path / "run")[0] == 0
+    provenance = package.load(tmp_path / "run" / "bundle").provenance
+    start = package.load("exact-8").provenance
+    assert provenance["start"] == start
+    assert provenance["teacher"] == package.load("exact").provenance["teacher"] != start

@@ -196,13 +196,17 @@ def distill_run(
 ) -> Path:
     """Distil with a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     teacher = _teacher(config)
-    folder.refuse_deletion(overwrite=overwrite, teacher=config.teacher, start=getattr(config, "start", ""))
+    start = getattr(config, "start", "")
+    folder.refuse_deletion(overwrite=overwrite, teacher=config.teacher, start=start)
     source = source or distillation_source(config, teacher)
     with _locked_and_prepared(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
+        # The provenance of a bundle with a student is that of the student, and has that of its teacher.
+        origin: dict[str, Any] = {"teacher": teacher.provenance.get("teacher", teacher.provenance)}
+        if start:
+            origin["start"] = load(start).provenance
         run(trainer, config.loop, folder, resume=resume)
-        layout = _block_layout(config, teacher)
-        bundle, origin = trainer.bundle(), dict[str, Any](teacher=teacher.provenance)
+        layout, bundle = _block_layout(config, teacher), trainer.bundle()
         if bundle.process.name != teacher.process.name:
             origin[TEACHER_PROCESS] = teacher.process.name
         return _finish(bundle, config, folder, device, layout, **origin)
