@@ -17,6 +17,7 @@ from didi.apps.reproduce.workers import run_items
 from didi.apps.terminal import run
 
 folder = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background of a shell
 
 {work}
 

@@ -38,7 +38,7 @@ def test_the_job_runs_at_toy_size_and_its_bundles_are_collected(tmp_path):
 
     carried, work, out = (tmp_path / name for name in ("carried", "work", "out"))
     call("prepare", "--toy", "--carried", carried)
-    stages = ["tests=280", "teacher=60", "student=60", "speed=280", "--return", "prose-bundle", "prose-student-bundle"]
+    stages = ["tests=280", "teacher=60", "student=280", "speed=280", "--return", "prose-bundle", "prose-student-bundle"]
     call("run", "--toy", "--carried", carried, "--work", work, "--out", out, "--stages", *stages)
     results = json.loads((out / "results.json").read_text())
     assert {name: stage["status"] for name, stage in results["ended"].items()} == dict.fromkeys(
