@@ -179,3 +179,13 @@ def test_a_student_records_the_provenance_of_its_teacher_and_its_start(didi, tmp
     start = package.load("exact-8").provenance
     assert provenance["start"] == start
     assert provenance["teacher"] == package.load("exact").provenance["teacher"] != start
+
+
+def test_a_run_with_an_unknown_start_is_refused_without_a_folder(didi, tmp_path):
+    words = ["distill", "exact", "--start", "nobody", "--max-steps", "1", "--out"]
+    status, _, error = didi(*words, tmp_path / "new")
+    assert (status, "got 'nobody'" in error, (tmp_path / "new").exists()) == (2, True, False)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes.txt").touch()
+    assert didi(*words, tmp_path / "old")[0] == 2
+    assert (tmp_path / "old" / "notes.txt").is_file()

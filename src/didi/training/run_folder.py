@@ -163,9 +163,12 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Lock the folder; the operating system releases the lock even if this process is killed.
 
+        A new folder is deleted again if the run is refused before it writes anything but its settings.
+
         Raises:
             UsageError: another process holds the lock.
         """
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
@@ -175,6 +178,10 @@ class RunFolder:
                 f"--out names a folder for this run only; another process is running in {self.path}: wait for it, or "
                 "choose another folder"
             ) from error
+        except UsageError:
+            if is_new and {file.name for file in self.path.iterdir()} <= {".lock", self.settings.name}:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def cut_metrics(self, step: int) -> None:
         """Delete the lines of steps after ``step``, which a resumed run writes again.
