@@ -1,4 +1,4 @@
-"""``benchmarks/scale.py``: the memory of training steps at paper scale is that which ``didi doctor`` predicts."""
+"""``benchmarks/scale.py``: the estimates of ``didi doctor`` for training steps at paper scale."""
 
 import multiprocessing
 

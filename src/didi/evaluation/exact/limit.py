@@ -17,7 +17,7 @@ from didi.evaluation.exact.sampler import chain_predictions, sampler_distributio
 from didi.evaluation.exact.states import States
 from didi.sampling.base import Grid, path_alphas, time_grid
 
-TINY = torch.finfo(torch.float64).tiny
+TINY = torch.finfo(torch.float64).tiny  # p log p has no finite gradient at p = 0
 
 
 @dataclass(frozen=True)
