@@ -253,6 +253,7 @@ def test_an_error_is_one_line(server, open_page, prompt, message):
     page = open_page(server.address)
     page.get_by_label("Prompt").fill(prompt)
     raced(page)
+    page.get_by_role("alert").get_by_text(message).wait_for()
     assert page.get_by_role("alert").text_content() == message
     page.get_by_label("Prompt").fill("well")
     raced(page)
