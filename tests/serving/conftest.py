@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import random
+import secrets
 import socket
 import threading
 
@@ -14,6 +16,12 @@ import didi
 from didi.models.bundle import Bundle
 from didi.serving.app import make_app
 from didi.serving.settings import ServerSettings
+
+
+@pytest.fixture(autouse=True)
+def request_seeds(monkeypatch):
+    """Requests without a seed get different seeds, the same ones in each run of a test."""
+    monkeypatch.setattr(secrets, "randbelow", random.Random(0).randrange)
 
 
 @pytest.fixture(scope="session")
