@@ -54,8 +54,8 @@ def score(study: Path, num_samples: int, num_controls: int) -> None:
         results[name] = []
         for sequence in sequences:
             if sequence not in known:
-                (found,) = judge.residues([sequence], {})
-                errors = [round(error, 3) for error in found.scores.tolist()]
+                (scored,) = judge.residues([sequence], {})
+                errors = [round(error, 3) for error in scored.scores.tolist()]
                 known[sequence] = {"sequence": sequence, "errors": errors}
             results[name].append(known[sequence])
         write_atomically(RESULTS, json.dumps(results) + "\n")
@@ -63,11 +63,11 @@ def score(study: Path, num_samples: int, num_controls: int) -> None:
 
 def parts(row: dict) -> tuple[float, float] | None:
     """Mean error of CDR3 and of all other residues; None if there is no CDR3."""
-    found = CDR3.search(row["sequence"])
-    if found is None:
+    loop = CDR3.search(row["sequence"])
+    if loop is None:
         return None
-    inside = row["errors"][found.start(1) : found.end(1)]
-    outside = row["errors"][: found.start(1)] + row["errors"][found.end(1) :]
+    inside = row["errors"][loop.start(1) : loop.end(1)]
+    outside = row["errors"][: loop.start(1)] + row["errors"][loop.end(1) :]
     return sum(inside) / len(inside), sum(outside) / len(outside)
 
 

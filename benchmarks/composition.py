@@ -115,8 +115,8 @@ def settings_of(study: Study, run: Run) -> str:
 
 def chained(scale: str, chain: Chain, plan: MethodPlan, study: Study, number: int, out: Path) -> dict[str, Any]:
     """Train the first method with half the passes, then the second with the other half, and measure the student."""
-    about = COMPOSITIONS[scale]
-    folder, half = out / f"{chain.second}-after-{chain.first}-{number}", ["--max-passes", str(about.half)]
+    composition = COMPOSITIONS[scale]
+    folder, half = out / f"{chain.second}-after-{chain.first}-{number}", ["--max-passes", str(composition.half)]
     runs = [plan.runs(name)[number] for name in (chain.first, chain.second)]
     bundle, passes = "", 0.0
     for name, run in zip((chain.first, chain.second), runs, strict=True):
@@ -124,7 +124,7 @@ def chained(scale: str, chain: Chain, plan: MethodPlan, study: Study, number: in
         method = ["--method", method_of(run.config).name]
         bundle = distilled(folder / name, "--config", settings_of(study, run), *method, *start, *half)
         passes += sequence_passes(folder / name / "metrics.jsonl")
-    rows = rows_of(bundle, folder / "evaluation", about.evaluation_flags, chain.nfes, DEFAULT_SAMPLER)
+    rows = rows_of(bundle, folder / "evaluation", composition.evaluation_flags, chain.nfes, DEFAULT_SAMPLER)
     return {"case": chain.name, "seed": plan.seeds[number], "passes": passes, "rows": rows}
 
 
@@ -144,9 +144,9 @@ def guided(scale: str, method: str, plan: MethodPlan, study: Study, number: int,
     return {"case": method, "seed": run.config.seed, "passes": passes, "rows": rows}
 
 
-def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan, study: Study) -> list[str]:
+def chain_table(chain: Chain, records: Sequence[dict[str, Any]], plan: MethodPlan, study: Study) -> list[str]:
     """A table of the chain and of both methods alone, on the same training seeds, with 95% intervals over them."""
-    seeds = [one["seed"] for one in found]
+    seeds = [record["seed"] for record in records]
     measure = "joint_kl" if plan.settings.joint else "kl"
     alone = {
         curve.name: [
@@ -156,7 +156,9 @@ def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan,
         for curve in plan.curves
         if curve.name in (chain.first, chain.second)
     }
-    together = [[row[measure] for one in found for row in one["rows"] if row["nfe"] == nfe] for nfe in chain.nfes]
+    together = [
+        [row[measure] for record in records for row in record["rows"] if row["nfe"] == nfe] for nfe in chain.nfes
+    ]
     shown = alone | {chain.name: together}
     header = [
         JOINT.name if plan.settings.joint else KL.name,
@@ -170,11 +172,11 @@ def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan,
     return [*markdown_table(header, body), ""]
 
 
-def guided_table(found: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[str]:
+def guided_table(records: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[str]:
     """A table of students with and without guidance, with 95% intervals over seeds."""
 
     def values(case: str, sampler: str, nfe: int) -> list[float]:
-        rows = [row for one in found if one["case"] == case for row in one["rows"]]
+        rows = [row for record in records if record["case"] == case for row in record["rows"]]
         return [row["kl"] for row in rows if (row["sampler"], row["nfe"]) == (sampler, nfe)]
 
     body = []
@@ -198,25 +200,25 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--guided", nargs="*", help="methods whose students are sampled with guidance")
     args = parser.parse_args(words)
-    about, numbers = COMPOSITIONS[args.scale], range(args.seeds)
-    methods = about.guided if args.guided is None else args.guided
-    names = {name for one in about.chains for name in (one.first, one.second)} | {*methods}
+    composition, numbers = COMPOSITIONS[args.scale], range(args.seeds)
+    methods = composition.guided if args.guided is None else args.guided
+    names = {name for chain in composition.chains for name in (chain.first, chain.second)} | {*methods}
     plan, study = method_plan(args.scale, sorted(names), args.seeds), Study(args.study, SAMPLING[args.scale])
     with ThreadPoolExecutor(args.workers) as pool:
         chains = {
-            one: [pool.submit(chained, args.scale, one, plan, study, number, args.out) for number in numbers]
-            for one in about.chains
+            chain: [pool.submit(chained, args.scale, chain, plan, study, number, args.out) for number in numbers]
+            for chain in composition.chains
         }
         others = [
             pool.submit(guided, args.scale, method, plan, study, number, args.out)
             for method in methods
             for number in numbers
         ]
-        for one in [*itertools.chain.from_iterable(chains.values()), *others]:
-            print(one.result(), file=sys.stderr, flush=True)
-    cases = {one: [run.result() for run in of_chain] for one, of_chain in chains.items()}
-    ranked = [one.result() for one in others]
-    lines = [line for one, found in cases.items() for line in chain_table(one, found, plan, study)]
+        for future in [*itertools.chain.from_iterable(chains.values()), *others]:
+            print(future.result(), file=sys.stderr, flush=True)
+    cases = {chain: [future.result() for future in futures] for chain, futures in chains.items()}
+    ranked = [future.result() for future in others]
+    lines = [line for chain, records in cases.items() for line in chain_table(chain, records, plan, study)]
     lines += guided_table(ranked, methods) if methods else []
     record = {
         "machine": machine_name(),

@@ -132,38 +132,38 @@ def page(results: dict[str, Any]) -> list[str]:
     columns = ("pair_kl", "pair_reverse_kl", "triple_kl", "triple_reverse_kl")
     body = []
     for part in ("teacher", "student", "student, guided", "chain"):
-        for one in results[f"markov {part}"]:
-            figures = [interval(one, name, ".4f") for name in columns]
-            name = f"{part}, {one['nfe']} NFE" if one["nfe"] else part
-            figures = [f"{one['gen_ppl']:.2f}", f"{one['entropy']:.3f}", *figures, interval(one, "joint_kl", ".2f")]
+        for row in results[f"markov {part}"]:
+            figures = [interval(row, name, ".4f") for name in columns]
+            name = f"{part}, {row['nfe']} NFE" if row["nfe"] else part
+            figures = [f"{row['gen_ppl']:.2f}", f"{row['entropy']:.3f}", *figures, interval(row, "joint_kl", ".2f")]
             body.append([name, *figures])
     header = ["markov", "perplexity", "entropy", "pair KL", "pair KL, reverse", "triple KL", "triple KL, reverse"]
     lines = markdown_table([*header, "joint KL"], body, num_left=1)
     body = []
-    for one in results["accuracy of pairs and triples"]:
+    for row in results["accuracy of pairs and triples"]:
         figures = []
         for name in ("kl", "reverse_kl"):
-            figure = one[name]
+            figure = row[name]
             figures += [f"{figure['true']:.4f}", f"{figure['bias']:+z.4f}", f"{figure['sd']:.4f}"]
             figures.append(f"{figure['held by the interval']:.0%}")
-        body.append([one["samples of"], "pairs" if one["n"] == 2 else "triples", f"{one['num_samples']:,}", *figures])
+        body.append([row["samples of"], "pairs" if row["n"] == 2 else "triples", f"{row['num_samples']:,}", *figures])
     header = ["samples of", "", "samples", "KL", "bias", "sd", "held", "reverse", "bias", "sd", "held"]
     lines += ["", *markdown_table(header, body, num_left=2)]
     body = []
-    for one in results["accuracy of the joint"]:
-        true = "–" if one["true"] is None else f"{one['true']:.3f}"
-        sampled = one.get("mean exact log-ratio of the samples")
-        sampled = ("–" if one["true"] is None else "0") if sampled is None else f"{sampled:.3f}"
-        body.append([one["samples of"], f"{one['num_samples']:,}", true, sampled, interval(one, "joint_kl", ".3f")])
+    for row in results["accuracy of the joint"]:
+        true = "–" if row["true"] is None else f"{row['true']:.3f}"
+        sampled = row.get("mean exact log-ratio of the samples")
+        sampled = ("–" if row["true"] is None else "0") if sampled is None else f"{sampled:.3f}"
+        body.append([row["samples of"], f"{row['num_samples']:,}", true, sampled, interval(row, "joint_kl", ".3f")])
     header = ["samples of", "samples", "exact KL", "mean exact log-ratio of the samples", "joint KL"]
     lines += ["", *markdown_table(header, body, num_left=1)]
-    rows = [(part, one) for part in ("data", "teacher", "student") for one in results.get(f"tiny-news {part}", [])]
+    rows = [(part, row) for part in ("data", "teacher", "student") for row in results.get(f"tiny-news {part}", [])]
     if rows:
         body = []
-        for part, one in rows:
-            name = f"{part}, {one['nfe']} NFE" if one["nfe"] else part
-            figures = [f"{one['gen_ppl']:.1f}", f"{one['entropy']:.3f}", interval(one, "joint_kl", ".1f")]
-            body.append([name, f"{one['num_samples']:,}", *figures])
+        for part, row in rows:
+            name = f"{part}, {row['nfe']} NFE" if row["nfe"] else part
+            figures = [f"{row['gen_ppl']:.1f}", f"{row['entropy']:.3f}", interval(row, "joint_kl", ".1f")]
+            body.append([name, f"{row['num_samples']:,}", *figures])
         lines += ["", *markdown_table(["tiny-news", "samples", "perplexity", "entropy", "joint KL"], body, num_left=1)]
     return [*lines, "", f"{results['machine']}."]
 

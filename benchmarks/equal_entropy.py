@@ -72,13 +72,13 @@ def of_network(args: argparse.Namespace, judge: str, role: str, nfe: int, temper
 def rows(args: argparse.Namespace, judge: str, teacher_nfe: int) -> list[dict[str, Any]]:
     """The student at each of ``STUDENT_NFES`` against the teacher at the same entropy."""
     sweep = [of_network(args, judge, "teacher", teacher_nfe, temperature) for temperature in args.temperatures]
-    found = []
+    compared = []
     for nfe in STUDENT_NFES:
         student = of_network(args, judge, "student", nfe)
         ratio, interval = ratio_at_equal_entropy(student, sweep)
-        found.append({"nfe": nfe, "against": f"teacher at {teacher_nfe}", "ratio": ratio, "interval": interval})
+        compared.append({"nfe": nfe, "against": f"teacher at {teacher_nfe}", "ratio": ratio, "interval": interval})
         print(f"{judge}, student at {nfe}: {ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]")
-    return found
+    return compared
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -95,10 +95,11 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"--temperatures takes two values or more; got {len(args.temperatures)}")
     check_sets(args)
     name = "equal-entropy.json" if args.model == "tiny-news" else f"{Path(args.model).name}-equal-entropy.json"
-    about = {"model": args.model, "seed": SEED, "num_samples": args.num_samples, "network": args.network}
-    about["machine"] = machine_name()
+    settings = {"model": args.model, "seed": SEED, "num_samples": args.num_samples, "network": args.network}
+    settings["machine"] = machine_name()
     write_json(
-        DOCS / "results" / name, about | {"rows": {judge: rows(args, judge, args.teacher_nfe) for judge in args.judge}}
+        DOCS / "results" / name,
+        settings | {"rows": {judge: rows(args, judge, args.teacher_nfe) for judge in args.judge}},
     )
 
 

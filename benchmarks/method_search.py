@@ -61,9 +61,9 @@ def trial(data: str, plan: dict[str, Any], method: str, flags: str, folder: Path
         asked += [word.format(**there) for word in plan["evaluate"].split()]
         command("evaluate", "--model", str(run / "bundle"), *asked)
         rows = json.loads((measured / "metrics.json").read_text("utf-8"))
-        found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
+        kept = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
         passes = sequence_passes(run / "metrics.jsonl")
-        write_json(result, {"method": method, "flags": flags, "passes": passes, "rows": found})
+        write_json(result, {"method": method, "flags": flags, "passes": passes, "rows": kept})
     read: dict[str, Any] = json.loads(result.read_text("utf-8"))
     return read
 
@@ -82,25 +82,25 @@ def pretrain(recipe: str, steps: int, out: Path) -> None:
 
 def trial_digest(plan: dict[str, Any], method: str, flags: str) -> str:
     """Digest of everything that a trial depends on, so that it is repeated if the plan changes."""
-    about = {name: plan[name] for name in ("seed", "passes", "nfe", "evaluate")}
+    inputs = {name: plan[name] for name in ("seed", "passes", "nfe", "evaluate")}
     if "pretrained" in plan:
-        about["pretrained"] = plan["pretrained"]
-    of_method = {name: one for name, one in plan["methods"][method].items() if name != "trials"}
-    return hashlib.sha256(json.dumps([about, of_method, flags], sort_keys=True).encode()).hexdigest()[:10]
+        inputs["pretrained"] = plan["pretrained"]
+    of_method = {name: value for name, value in plan["methods"][method].items() if name != "trials"}
+    return hashlib.sha256(json.dumps([inputs, of_method, flags], sort_keys=True).encode()).hexdigest()[:10]
 
 
-def table_of(found: Sequence[dict[str, Any]], measure: str) -> list[str]:
+def table_of(trials: Sequence[dict[str, Any]], measure: str) -> list[str]:
     """A table of all trials: flags, training budget and divergence at each number of moves.
 
     Args:
-        found: trials, as stored in ``method-search-DATA.json``.
+        trials: records of trials, as stored in ``method-search-DATA.json``.
         measure: field of a row, ``kl`` or ``joint_kl``.
     """
-    nfes = sorted({row["nfe"] for one in found for row in one["rows"]})
+    nfes = sorted({row["nfe"] for record in trials for row in record["rows"]})
     body = [
-        [one["method"], one["flags"] or "the recipe", f"{one['passes'] / 1e6:.3g}"]
-        + [next((f"{row[measure]:.4f}" for row in one["rows"] if row["nfe"] == nfe), "–") for nfe in nfes]
-        for one in found
+        [record["method"], record["flags"] or "the recipe", f"{record['passes'] / 1e6:.3g}"]
+        + [next((f"{row[measure]:.4f}" for row in record["rows"] if row["nfe"] == nfe), "–") for nfe in nfes]
+        for record in trials
     ]
     moves = [f"{NAMES[measure]}, {nfe} move{'s' if nfe > 1 else ''}" for nfe in nfes]
     return markdown_table(["method", "flags", "million sequence passes", *moves], body, num_left=2)
@@ -117,25 +117,31 @@ def main(words: Sequence[str] | None = None) -> None:
     plan = yaml.safe_load((TRIALS / f"{args.data}.yaml").read_text("utf-8"))
     named = [
         (method, flags, args.out / f"{method}-{trial_digest(plan, method, flags)}")
-        for method, about in plan["methods"].items()
-        for flags in about["trials"]
+        for method, entry in plan["methods"].items()
+        for flags in entry["trials"]
     ]
     with ThreadPoolExecutor(args.workers) as pool:
         needed = plan.get("pretrained", {}).items()
         for made in [pool.submit(pretrain, recipe, steps, args.out) for recipe, steps in needed]:
             made.result()
         waiting = [
-            pool.submit(trial, args.data, plan, *one) for one in named if one[0] in (args.methods or plan["methods"])
+            pool.submit(trial, args.data, plan, method, flags, folder)
+            for method, flags, folder in named
+            if method in (args.methods or plan["methods"])
         ]
-        for one in as_completed(waiting):
-            if one.exception():
+        for future in as_completed(waiting):
+            if future.exception():
                 pool.shutdown(cancel_futures=True)
-            print(one.result(), file=sys.stderr, flush=True)
-    found = [trial(args.data, plan, *one) for one in named if (one[2] / "trial.json").is_file()]
-    table = table_of(found, plan["measure"])
+            print(future.result(), file=sys.stderr, flush=True)
+    trials = [
+        trial(args.data, plan, method, flags, folder)
+        for method, flags, folder in named
+        if (folder / "trial.json").is_file()
+    ]
+    table = table_of(trials, plan["measure"])
     print("\n".join(table))
-    about = {"data": args.data, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
-    write_json(DOCS / "results" / f"method-search-{args.data}.json", about | {"trials": found})
+    header = {"data": args.data, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
+    write_json(DOCS / "results" / f"method-search-{args.data}.json", header | {"trials": trials})
     renew(DOCS / "results" / "methods.md", f"method_search.py {args.data}", table)
 
 

@@ -75,15 +75,15 @@ def cell(args: argparse.Namespace, judge: str, role: str, nfe: int, temperature:
 
 def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each judge and set."""
-    found = []
+    judged = []
     for judge in args.judge:
         for role in args.roles:
             for nfe, temperature in CELLS[role]:
                 values = cell(args, judge, role, nfe, temperature)
                 row = {"judge": judge, "role": role, "nfe": nfe, "temperature": temperature}
-                found.append(row | perplexity_and_entropy(values))
-                print(found[-1], flush=True)
-    return found
+                judged.append(row | perplexity_and_entropy(values))
+                print(judged[-1], flush=True)
+    return judged
 
 
 def equal_entropy_rows(args: argparse.Namespace, judge: str) -> list[dict[str, Any]]:
@@ -107,16 +107,16 @@ def joint_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     reference = didi.load(args.reference).autoregressive
     if not isinstance(reference, AutoregressiveLM):
         raise SystemExit(f"the reference has an autoregressive network; {args.reference} has none: see didi pretrain")
-    found = []
+    records = []
     for role, nfe in JOINT_CELLS:
         file = args.sets / f"joint-{role}-{nfe}-{args.num_samples}.json"
         if not file.is_file():
             tokens = drawn(args, role, nfe, 1.0) if nfe else real_tokens(args, role)
             estimate = joint_divergence(tokens, reference, JOINT_SETTINGS)
             write_json(file, {"role": role, "nfe": nfe, "folds": estimate.folds} | estimate.record())
-        found.append(json.loads(file.read_text("utf-8")))
-        print(found[-1], flush=True)
-    return found
+        records.append(json.loads(file.read_text("utf-8")))
+        print(records[-1], flush=True)
+    return records
 
 
 def page(record: dict[str, Any]) -> list[str]:
@@ -178,15 +178,15 @@ def main(words: Sequence[str] | None = None) -> None:
     args.network, args.temperatures = "bfloat16", TEMPERATURES
     args.num_samples = args.num_samples or {"judges": 128, "joint": 512}[args.part]
     equal_entropy.check_sets(args)
-    about = {"model": args.model, "seed": SEED, "network": args.network}
+    settings = {"model": args.model, "seed": SEED, "network": args.network}
     measured_on = {"num_samples": args.num_samples, "machine": machine_name()}
     if args.part == "joint":
-        write_json(results, record | about | {"joint": {**measured_on, "rows": joint_rows(args)}})
+        write_json(results, record | settings | {"joint": {**measured_on, "rows": joint_rows(args)}})
         return
     measured = rows(args)
     if set(args.roles) == set(CELLS) and set(args.judge) == set(JUDGES):
         at_equal_entropy = {judge: equal_entropy_rows(args, judge) for judge in JUDGES}
-        write_json(results, record | about | measured_on | {"rows": measured, "equal_entropy": at_equal_entropy})
+        write_json(results, record | settings | measured_on | {"rows": measured, "equal_entropy": at_equal_entropy})
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def two_processes(rounds: int = 2) -> dict[str, Any]:
     first = list(students["one"].parameters())
     record: dict[str, Any] = {"command": f"didi distill tiny-news {' '.join(flags)}"}
     for name in ("two", "sharded"):
-        ratios = sorted(two / one for one, two in zip(speeds["one"], speeds[name], strict=True))
+        ratios = sorted(speed / base for base, speed in zip(speeds["one"], speeds[name], strict=True))
         gap = max(float((a - b).abs().max()) for a, b in zip(first, students[name].parameters(), strict=True))
         record[name] = {"speed": (statistics.median(ratios), ratios[0], ratios[-1]), "gap": gap}
     record["largest"] = max(float(parameter.abs().max()) for parameter in first)

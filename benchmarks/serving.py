@@ -165,25 +165,25 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     names = ["tokens", "clients", "first text, ms", "p50, ms", "p95, ms", "tokens / s", "speed-up"]
     cells = [
         [
-            str(one["length"]),
-            str(one["clients"]),
-            *(f"{one[name]:,.0f}" for name in ("first_p50", "p50", "p95", "tokens_per_second")),
-            "{:.2f} [{:.2f}, {:.2f}]".format(one["ratio"], *one["ratio_range"]),
+            str(row["length"]),
+            str(row["clients"]),
+            *(f"{row[name]:,.0f}" for name in ("first_p50", "p50", "p95", "tokens_per_second")),
+            "{:.2f} [{:.2f}, {:.2f}]".format(row["ratio"], *row["ratio_range"]),
         ]
-        for one in rows
+        for row in rows
     ]
     return markdown_table(names, cells)
 
 
 def bound_table(rows: list[dict[str, Any]]) -> list[str]:
     """Speed-ups of 16 sequences in a batch, and milliseconds per text of the scheduler and of transformers' GPT-2."""
-    kinds, lengths = ("trunk", "pass", "scheduler", "gpt2"), sorted({one["length"] for one in rows})
-    by_kind = {(one["kind"], one["length"]): one for one in rows}
+    kinds, lengths = ("trunk", "pass", "scheduler", "gpt2"), sorted({row["length"] for row in rows})
+    by_kind = {(row["kind"], row["length"]): row for row in rows}
     cells = [
         [
             str(length),
-            *("{:.2f} [{:.2f}, {:.2f}]".format(one["ratio"], *one["ratio_range"]) for one in selected),
-            *(f"{one['alone']:.1f} / {one['together']:.1f}" for one in selected[2:]),
+            *("{:.2f} [{:.2f}, {:.2f}]".format(row["ratio"], *row["ratio_range"]) for row in selected),
+            *(f"{row['alone']:.1f} / {row['together']:.1f}" for row in selected[2:]),
         ]
         for length in lengths
         for selected in [[by_kind[kind, length] for kind in kinds]]
@@ -208,14 +208,14 @@ def page(args: argparse.Namespace) -> None:
     rounds = f"{results['requests']} streams per round, {results['rounds']} rounds, medians and ranges over the rounds"
     machine = f"{results['machine']}, load {results['load']:.1f} before the measurement"
     lines = [f"`{results['model']}`, {results['nfe']} moves, {rounds}; {machine}."]
-    for one in results["by_threads"]:
-        threads = f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}"
-        lines += ["", f"Over HTTP, {threads}:", "", *table(one["rows"])]
+    for group in results["by_threads"]:
+        threads = f"{group['threads']} thread{'s' if group['threads'] > 1 else ''}"
+        lines += ["", f"Over HTTP, {threads}:", "", *table(group["rows"])]
         lines += [
             "",
             f"Speed-up of 16 texts together, without HTTP, {threads}; milliseconds one after the other / together:",
             "",
-            *bound_table(one["bounds"]),
+            *bound_table(group["bounds"]),
         ]
     renew(DOCS / "serving.md", "serving.py", lines)
 

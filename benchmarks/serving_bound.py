@@ -58,7 +58,7 @@ def whole_pass(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
         rows = features[:, :num].flatten(0, 1)  # the first positions stand for the revealed ones
         UNMODIFIED.sample(network.head(rows), network.mask_id, uniforms[: len(rows)])
 
-    return lambda: [drawn(one) for one in alone()], lambda: drawn(together())
+    return lambda: [drawn(features) for features in alone()], lambda: drawn(together())
 
 
 def scheduler(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
@@ -94,7 +94,7 @@ def gpt2(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
         mask = torch.ones_like(inputs)
         gpt2.generate(inputs, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=0, **size)
 
-    return lambda: [run(one) for one in begin.split(1)], lambda: run(begin)
+    return lambda: [run(row) for row in begin.split(1)], lambda: run(begin)
 
 
 KINDS = {"trunk": trunk, "pass": whole_pass, "scheduler": scheduler, "gpt2": gpt2}

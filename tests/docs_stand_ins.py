@@ -75,8 +75,8 @@ def protein_bundle(path):
     torch.manual_seed(number)
     is_antibody, role = "anti" in str(path), "student" if "student" in str(path) else "teacher"
     network = Bert(BertConfig(**SHAPE)) if is_antibody else Esm2(Esm2Config(**SHAPE))
-    about = {"corpus": "proteins.fasta", "seed": number}
-    save(Bundle(**{role: network.eval()}, tokenizer=protein_tokenizer(), provenance=about), path)
+    provenance = {"corpus": "proteins.fasta", "seed": number}
+    save(Bundle(**{role: network.eval()}, tokenizer=protein_tokenizer(), provenance=provenance), path)
 
 
 def protein_judge(path):

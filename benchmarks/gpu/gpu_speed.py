@@ -140,7 +140,7 @@ def distillation(recipe: str, device: torch.device, *, is_toy: bool) -> dict[str
     del job, teacher
     gc.collect()
     return {
-        "seconds": {name: sorted(one[1:]) for name, one in seconds.items()},
+        "seconds": {name: sorted(times[1:]) for name, times in seconds.items()},
         "peak_gib": peak,
         "batch_size": loop.batch_size,
         "length": shape.length,

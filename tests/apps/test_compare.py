@@ -13,11 +13,11 @@ from didi.evaluation.report import read_sets, write_metrics, write_samples
 from didi.evaluation.row import EvaluationRow, SampleSet
 
 
-def sample_set(nll, role="student", nfe=8, temperature=1.0, **about):
+def sample_set(nll, role="student", nfe=8, temperature=1.0, **fields):
     """A set whose entropy is 4 nats at temperature 1, and whose perplexity falls with the temperature."""
     nll = torch.as_tensor(nll, dtype=torch.float64) + 20 * (temperature - 1)
     ppl, entropy = float((nll.sum() / 10 / len(nll)).exp()), 4.0 + 2 * (temperature - 1)
-    values = {"sampler": "ancestral" if nfe else "", "precision": "float64", "judge": "j", "seed": 0} | about
+    values = {"sampler": "ancestral" if nfe else "", "precision": "float64", "judge": "j", "seed": 0} | fields
     row = EvaluationRow(
         role=role, nfe=nfe, network_passes=8.0, discriminator_passes=0.0, num_samples=len(nll), gen_ppl=ppl,
         gen_ppl_ci=(ppl, ppl), gen_ppl_mean_sample=ppl, entropy=entropy, entropy_ci=(entropy, entropy),
@@ -151,10 +151,10 @@ def test_the_refusal_names_the_differences_of_the_most_similar_sets(tmp_path):
         run_compare([str(tmp_path / "a"), str(tmp_path / "data")])
 
 
-def baseline(nfe=1024, temperatures=(0.8, 0.9, 1.0), level=0.0, **about):
+def baseline(nfe=1024, temperatures=(0.8, 0.9, 1.0), level=0.0, **fields):
     """Sets of an autoregressive network at each temperature."""
     base = torch.tensor([30.0, 31.0, 32.0]) + level
-    return [sample_set(base, "autoregressive", nfe, temperature, **about) for temperature in temperatures]
+    return [sample_set(base, "autoregressive", nfe, temperature, **fields) for temperature in temperatures]
 
 
 @pytest.mark.parametrize("is_first", [True, False])

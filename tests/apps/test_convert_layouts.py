@@ -89,7 +89,7 @@ def test_a_training_checkpoint_of_the_paper_is_converted(tmp_path, training_chec
     assert same(bundle.student, raw if weights == "raw" else average)
     assert bundle.provenance["weights"] == (weights or "ema")
     with torch.no_grad():
-        logits, expected = (one(TOKENS, torch.full((2,), 0.5)) for one in (bundle.discriminator, discriminator))
+        logits, expected = (network(TOKENS, torch.full((2,), 0.5)) for network in (bundle.discriminator, discriminator))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 

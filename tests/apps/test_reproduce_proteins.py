@@ -88,11 +88,18 @@ def bundles(randomise, tmp_path_factory):
         tmp_path_factory.mktemp("proteins"),
         Esm2Config(hidden_size=16, num_blocks=1, num_heads=2, length=16, inner_size=24),
     )
-    about = {"recipe": "swissprot", "method": "didi", "corpus": "swissprot:first", "settings": {"data": {"length": 13}}}
+    provenance = {
+        "recipe": "swissprot",
+        "method": "didi",
+        "corpus": "swissprot:first",
+        "settings": {"data": {"length": 13}},
+    }
 
     def make(name, role, seed, **changes):
         network = randomise(Esm2(shape), seed)
-        made = Bundle(**{role: network}, tokenizer=protein_tokenizer(), provenance=about | {"seed": seed} | changes)
+        made = Bundle(
+            **{role: network}, tokenizer=protein_tokenizer(), provenance=provenance | {"seed": seed} | changes
+        )
         return str(save(made, folder / name))
 
     return {
@@ -547,9 +554,11 @@ def test_worker_processes_take_an_autoregressive_judge_and_guided_students(
 ):
     shape = Esm2Config(hidden_size=16, num_blocks=1, num_heads=2, length=42, inner_size=24)
     teacher, student = (randomise(Esm2(shape), seed) for seed in (0, 1))
-    tokenizer, about = protein_tokenizer(), {"corpus": "vh", "seed": 0}
-    teacher_path = save(Bundle(teacher=teacher, tokenizer=tokenizer, provenance=about), tmp_path / "teacher")
-    made = Bundle(student=student, discriminator=make_discriminator(teacher), tokenizer=tokenizer, provenance=about)
+    tokenizer, provenance = protein_tokenizer(), {"corpus": "vh", "seed": 0}
+    teacher_path = save(Bundle(teacher=teacher, tokenizer=tokenizer, provenance=provenance), tmp_path / "teacher")
+    made = Bundle(
+        student=student, discriminator=make_discriminator(teacher), tokenizer=tokenizer, provenance=provenance
+    )
     student_path = save(made, tmp_path / "student")
     data = ProteinData([natural(2, 40)], [], natural(12, 40))
     monkeypatch.setattr(proteins, "prepare_proteins", lambda *args, **how: data)

@@ -118,7 +118,7 @@ shape = DiTConfig(vocab_size=5, mask_id=4, length=4, hidden_size=8, num_blocks=1
 plain, uniform = DiT(shape), DiT(dataclasses.replace(shape, mask_id=None))
 kinds = [plain, DiT(dataclasses.replace(shape, conv_radius=1, is_budget_conditioned=True))]
 assert dit_from_state_dict(mdlm_state_dict(plain)).config.hidden_size == 8
-bundles = [didi.Bundle(student=one, discriminator=Discriminator.from_denoiser(one)) for one in kinds]
+bundles = [didi.Bundle(student=network, discriminator=Discriminator.from_denoiser(network)) for network in kinds]
 bundles += [didi.Bundle(teacher=uniform, process=Uniform(5))]
 used = {"torch._dynamo", "sympy"} & set(sys.modules)
 assert not used, used

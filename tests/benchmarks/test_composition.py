@@ -85,6 +85,6 @@ def test_a_chain_is_compared_with_both_methods_seed_by_seed(plan, tmp_path):
 
 @pytest.mark.parametrize("scale", COMPOSITIONS)
 def test_chains_and_guided_methods_have_recipes_in_the_comparison(scale):
-    about = COMPOSITIONS[scale]
-    names = {name for chain in about.chains for name in (chain.first, chain.second)} | {*about.guided}
+    composition = COMPOSITIONS[scale]
+    names = {name for chain in composition.chains for name in (chain.first, chain.second)} | {*composition.guided}
     assert set(method_plan(scale, sorted(names), 1).configs) == names

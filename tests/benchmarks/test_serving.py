@@ -22,8 +22,8 @@ def results(tmp_path):
         {"threads": num, "rows": [each | ratio for each in rows], "bounds": [each | ratio for each in bounds]}
         for num in (1, 2)
     ]
-    about = {"machine": "a machine", "load": 0.5, "model": "tiny-news", "nfe": 8, "rounds": 3, "requests": 64}
-    write_json(tmp_path / "results.json", {**about, "by_threads": by_threads})
+    header = {"machine": "a machine", "load": 0.5, "model": "tiny-news", "nfe": 8, "rounds": 3, "requests": 64}
+    write_json(tmp_path / "results.json", {**header, "by_threads": by_threads})
     return tmp_path / "results.json"
 
 

@@ -67,8 +67,8 @@ def test_chains_are_distinct_productive_domains_without_gaps(tmp_path):
 )
 def test_domains_are_read_in_the_frame_of_the_alignment(alignment, residues, tmp_path):
     assert translated(in_frame(alignment)) == residues
-    found = [heavy.residues for heavy in read_airr(table_of(tmp_path, ("T", "IGHV1-2", alignment, residues[-1:])))]
-    assert found == ([residues] if residues else [])
+    domains = [heavy.residues for heavy in read_airr(table_of(tmp_path, ("T", "IGHV1-2", alignment, residues[-1:])))]
+    assert domains == ([residues] if residues else [])
 
 
 def test_clones_share_a_v_gene_and_most_of_their_junction():

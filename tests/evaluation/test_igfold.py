@@ -33,10 +33,11 @@ def predictions(sequence):
 def test_scores_and_coordinates_are_those_of_the_prediction_with_the_lowest_quantile():
     judge = IgFoldJudge(predictions)
     assert isinstance(judge, ResidueJudge)
-    (found,) = judge.residues(["ACDE"], {})
-    assert found.scores.dtype == found.alpha_carbons.dtype == torch.float64
-    assert found.scores.tolist() == pytest.approx([5.0, 5.25, 5.5, 5.75])  # of N, alpha carbon and C: 4, 5, 6 and more
-    assert found.alpha_carbons.tolist() == [[15 * n + 3.0, 15 * n + 4.0, 15 * n + 5.0] for n in range(4)]
+    (residues,) = judge.residues(["ACDE"], {})
+    assert residues.scores.dtype == residues.alpha_carbons.dtype == torch.float64
+    # The errors of N, alpha carbon and C are 4, 5 and 6 and increase along the chain.
+    assert residues.scores.tolist() == pytest.approx([5.0, 5.25, 5.5, 5.75])
+    assert residues.alpha_carbons.tolist() == [[15 * n + 3.0, 15 * n + 4.0, 15 * n + 5.0] for n in range(4)]
     assert judge.score(["ACDE", "AC"]).tolist() == pytest.approx([5.375, 5.25])
     assert judge.score([]).shape == (0,)
 
@@ -64,9 +65,9 @@ def test_a_lower_error_is_better_in_the_check_of_the_judge():
         return [Prediction(wrong, torch.zeros(len(sequence), 5, 3))]
 
     controls = control_sets([HEAVY] * 8)
-    found = check_judge(IgFoldJudge(predict), controls)
-    assert len(found) == 4
-    assert all(comparison.difference > 0 for comparison in found)
+    comparisons = check_judge(IgFoldJudge(predict), controls)
+    assert len(comparisons) == 4
+    assert all(comparison.difference > 0 for comparison in comparisons)
     swapped = {**controls, "natural": controls["shuffled"], "shuffled": controls["natural"]}
     with pytest.raises(DidiError, match=r"igfold does not: .* Å better than"):
         check_judge(IgFoldJudge(predict), swapped)
@@ -111,9 +112,9 @@ def package(monkeypatch, tmp_path):
 
 def test_the_networks_get_embeddings_without_begin_and_end_symbols(package):
     pytest.importorskip("transformers")
-    (found,) = load_protein_judge("igfold").residues(["ACD"], {})
-    assert found.scores.tolist() == [101.0, 202.0, 303.0]
-    assert found.alpha_carbons.tolist() == [[n] * 3 for n in (101.0, 202.0, 303.0)]
+    (residues,) = load_protein_judge("igfold").residues(["ACD"], {})
+    assert residues.scores.tolist() == [101.0, 202.0, 303.0]
+    assert residues.alpha_carbons.tolist() == [[n] * 3 for n in (101.0, 202.0, 303.0)]
 
 
 def test_without_the_package_the_message_names_extra_and_licence(monkeypatch):

@@ -11,7 +11,7 @@ from didi.evaluation.perplexity import Scores
 from didi.evaluation.row import EvaluationRow, SampleSet
 
 
-def make_set(nll, entropies=None, tokens=10, role="student", log_ratios=None, **about):
+def make_set(nll, entropies=None, tokens=10, role="student", log_ratios=None, **fields):
     row = EvaluationRow(
         role, "ancestral", 8, 8.0, 0.0, len(nll), "float64", "j", 1.0, (1.0, 1.0), 1.0, 4.0, (4.0, 4.0), 5.0, 7.0, 0.9,
         0.01, 1.0, math.nan, 0, "2-core CPU",
@@ -19,7 +19,7 @@ def make_set(nll, entropies=None, tokens=10, role="student", log_ratios=None, **
     nll = torch.as_tensor(nll, dtype=torch.float64)
     entropies = torch.zeros_like(nll) if entropies is None else torch.as_tensor(entropies, dtype=torch.float64)
     scores = Scores(nll, torch.full((len(nll),), tokens))
-    return SampleSet(replace(row, **about), [""] * len(nll), scores, entropies, log_ratios)
+    return SampleSet(replace(row, **fields), [""] * len(nll), scores, entropies, log_ratios)
 
 
 def test_noise_shared_by_pairs_cancels():
@@ -84,9 +84,9 @@ def test_sets_are_compared_with_the_teachers_of_the_same_moves_and_token_distrib
 
 def test_joint_divergences_from_the_same_reference_are_compared():
     ratios = torch.tensor([2.0, 4.0], dtype=torch.float64)
-    about = {"joint_kl": 3.0, "joint_reference": "markov"}
-    student = make_set([30.0, 31.0], log_ratios=ratios, **about)
-    teacher = make_set([31.0, 32.0], role="teacher", log_ratios=2 * ratios, **about)
+    fields = {"joint_kl": 3.0, "joint_reference": "markov"}
+    student = make_set([30.0, 31.0], log_ratios=ratios, **fields)
+    teacher = make_set([31.0, 32.0], role="teacher", log_ratios=2 * ratios, **fields)
     assert compare_pairs(student, teacher).joint.ratio == pytest.approx(0.5)
     header, _, row = comparison_table([student, teacher]).splitlines()[:3]
     assert header.endswith("| entropy gap [95% CI] | joint KL gap [95% CI] | joint KL ratio [95% CI] |")

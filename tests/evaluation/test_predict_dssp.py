@@ -27,11 +27,11 @@ def network():
 def test_probabilities_do_not_depend_on_the_other_proteins(monkeypatch, batch):
     monkeypatch.setattr(predict_dssp, "_BATCH", batch)
     small = network()
-    for residues, found in zip(SEQUENCES, small.probabilities(SEQUENCES), strict=True):
-        assert found.shape == (len(residues), 3)
-        assert found.dtype == torch.float64
-        assert found.sum(-1).tolist() == pytest.approx([1] * len(residues))
-        torch.testing.assert_close(found, small.probabilities([residues])[0], rtol=0, atol=1e-6)
+    for residues, probs in zip(SEQUENCES, small.probabilities(SEQUENCES), strict=True):
+        assert probs.shape == (len(residues), 3)
+        assert probs.dtype == torch.float64
+        assert probs.sum(-1).tolist() == pytest.approx([1] * len(residues))
+        torch.testing.assert_close(probs, small.probabilities([residues])[0], rtol=0, atol=1e-6)
     assert small.probabilities([]) == []
 
 

@@ -85,8 +85,8 @@ def test_controls_have_the_lengths_of_the_natural_proteins_and_their_named_prope
     assert set("".join(sets["poly-alanine"])) == {"A"}
     assert sets == control_sets(natural, seed=3)
     assert sets["mutated"] != control_sets(natural, seed=4)["mutated"]
-    for wrong, found in (([], "got none"), (["MKX", "MB"], "got the letters 'BX'")):
-        with pytest.raises(UsageError, match=f"controls are made of .*; {found}"):
+    for wrong, problem in (([], "got none"), (["MKX", "MB"], "got the letters 'BX'")):
+        with pytest.raises(UsageError, match=f"controls are made of .*; {problem}"):
             control_sets(wrong)
 
 
@@ -171,26 +171,26 @@ def test_scores_of_residues_are_log_likelihoods_given_the_residues_before_relati
     assert isinstance(judge, ResidueJudge)
     frequencies = residue_frequencies([natural[0], "AAB"])
     sequences = ["MKTAYI", natural[0], "AB"]
-    found, structures = zip(*judge.residues(sequences, frequencies), strict=True)
+    scores_of_proteins, structures = zip(*judge.residues(sequences, frequencies), strict=True)
     assert structures == (None, None, None)
-    assert [len(scores) for scores in found] == [6, 40, 2]
+    assert [len(scores) for scores in scores_of_proteins] == [6, 40, 2]
     with torch.no_grad():
         nll = trained.nll(protein_rows(["MKTAYI"]))[0, 1:-1].double()
     expected = [-float(nats) - math.log(frequencies[letter]) for nats, letter in zip(nll, "MKTAYI", strict=True)]
-    assert found[0].tolist() == pytest.approx(expected, rel=1e-5)
-    assert float(found[1].mean()) > 1  # the motif is predicted
+    assert scores_of_proteins[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert float(scores_of_proteins[1].mean()) > 1  # the motif is predicted
     for wrong in ("", "A" * 59):
         with pytest.raises(UsageError, match="judges proteins of 1 to 58 residues"):
             judge.residues([wrong], frequencies)
 
 
 def test_frequencies_add_one_to_the_count_of_every_letter():
-    found = residue_frequencies(["AAC", "A"])
-    assert found["A"] == pytest.approx(4 / 29)
-    assert found["C"] == pytest.approx(2 / 29)
-    assert found["X"] == found["W"] == pytest.approx(1 / 29)
-    assert set(RESIDUES) < set(found)
-    assert sum(found.values()) == pytest.approx(1)
+    frequencies = residue_frequencies(["AAC", "A"])
+    assert frequencies["A"] == pytest.approx(4 / 29)
+    assert frequencies["C"] == pytest.approx(2 / 29)
+    assert frequencies["X"] == frequencies["W"] == pytest.approx(1 / 29)
+    assert set(RESIDUES) < set(frequencies)
+    assert sum(frequencies.values()) == pytest.approx(1)
 
 
 def test_entropies_and_the_share_of_duplicates_are_those_of_counts():
@@ -289,8 +289,8 @@ def test_one_search_for_several_sets_has_the_identities_of_single_searches():
     sets = [[relative(share) for share in (0.0, 0.1, 0.3, 0.5) * 4] for _ in range(3)]
     sets += [["A" * 50, sets[0][1]], proteins(6, seed=9)]
     together = nearest_identities_of_sets(sets, training)
-    for sequences, found in zip(sets, together, strict=True):
-        assert found.tolist() == nearest_training_identities(sequences, training).tolist()
+    for sequences, identities in zip(sets, together, strict=True):
+        assert identities.tolist() == nearest_training_identities(sequences, training).tolist()
     flat = torch.cat(together)
     assert len(flat.unique()) > 10
     assert {0.0, 1.0} <= set(flat.tolist())
@@ -350,9 +350,9 @@ def test_esmfold_gives_residues_their_confidence_and_their_place(esmfold, monkey
     assert isinstance(judge, ResidueJudge)
     folded, infer = [], esmfold.infer
     monkeypatch.setattr(esmfold, "infer", lambda batch: folded.extend(batch) or infer(batch))
-    found = judge.residues(sequences, {})
+    scored = judge.residues(sequences, {})
     assert sorted(folded) == sorted(sequences)  # each once
-    for sequence, (of_residues, trace) in zip(sequences, found, strict=True):
+    for sequence, (of_residues, trace) in zip(sequences, scored, strict=True):
         output = esmfold.infer(sequence)
         exists = output["atom37_atom_exists"][0].bool()
         expected = [100 * float(plddt[there].mean()) for plddt, there in zip(output["plddt"][0], exists, strict=True)]

@@ -39,26 +39,26 @@ def error_of(sets, field):
 
 
 def test_means_give_each_set_the_same_weight():
-    found = compare_sets(STUDENTS, TEACHER)
+    comparison = compare_sets(STUDENTS, TEACHER)
     pooled = [*STUDENTS[0], *STUDENTS[1]]
-    assert found.difference == pytest.approx(mean(pooled, "scores") - mean(TEACHER, "scores"))
-    assert found.entropy_ratio == pytest.approx(mean(pooled, "entropies") / mean(TEACHER, "entropies"))
-    assert found.distance_ratio == pytest.approx(mean(pooled, "distances") / mean(TEACHER, "distances"))
-    assert found.identity_difference == pytest.approx(mean(pooled, "identities") - mean(TEACHER, "identities"))
+    assert comparison.difference == pytest.approx(mean(pooled, "scores") - mean(TEACHER, "scores"))
+    assert comparison.entropy_ratio == pytest.approx(mean(pooled, "entropies") / mean(TEACHER, "entropies"))
+    assert comparison.distance_ratio == pytest.approx(mean(pooled, "distances") / mean(TEACHER, "distances"))
+    assert comparison.identity_difference == pytest.approx(mean(pooled, "identities") - mean(TEACHER, "identities"))
 
 
 def test_the_bootstrap_interval_is_that_of_independent_sequences():
-    found = compare_sets(STUDENTS, TEACHER)
+    comparison = compare_sets(STUDENTS, TEACHER)
     pooled = [*STUDENTS[0], *STUDENTS[1]]
     for field, value, ends in (
-        ("scores", found.difference, found.difference_ci),
-        ("identities", found.identity_difference, found.identity_difference_ci),
+        ("scores", comparison.difference, comparison.difference_ci),
+        ("identities", comparison.identity_difference, comparison.identity_difference_ci),
     ):
         half = 1.96 * math.hypot(error_of(pooled, field), error_of(TEACHER, field))
         assert ends == pytest.approx((value - half, value + half), abs=0.15 * half)
     for field, ratio, ends in (
-        ("entropies", found.entropy_ratio, found.entropy_ratio_ci),
-        ("distances", found.distance_ratio, found.distance_ratio_ci),
+        ("entropies", comparison.entropy_ratio, comparison.entropy_ratio_ci),
+        ("distances", comparison.distance_ratio, comparison.distance_ratio_ci),
     ):
         errors = [error_of(sets, field) / mean(sets, field) for sets in (pooled, TEACHER)]
         half = 1.96 * ratio * math.hypot(*errors)
@@ -94,10 +94,10 @@ def test_score_entropy_novelty_and_diversity_are_judged_separately():
 
 
 def test_novelty_is_not_compared_if_a_set_has_no_identities():
-    found = compare_sets([[drawn(1, 8), drawn(2, 8, has_identities=False)]], TEACHER)
-    assert found.is_as_novel is None
-    assert math.isnan(found.identity_difference)
-    assert found.difference == pytest.approx(mean([drawn(1, 8), drawn(2, 8)], "scores") - mean(TEACHER, "scores"))
+    comparison = compare_sets([[drawn(1, 8), drawn(2, 8, has_identities=False)]], TEACHER)
+    assert comparison.is_as_novel is None
+    assert math.isnan(comparison.identity_difference)
+    assert comparison.difference == pytest.approx(mean([drawn(1, 8), drawn(2, 8)], "scores") - mean(TEACHER, "scores"))
 
 
 def test_students_and_teacher_have_the_same_number_of_sets():

@@ -71,9 +71,9 @@ def reference_nats(arrays, residues):
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_the_likelihood_is_that_of_the_reference(num_layers):
-    found = residue_nats(network(num_layers=num_layers), SEQUENCES)
+    nats_of_proteins = residue_nats(network(num_layers=num_layers), SEQUENCES)
     arrays = weights(num_layers=num_layers)
-    for residues, nats in zip(SEQUENCES, found, strict=True):
+    for residues, nats in zip(SEQUENCES, nats_of_proteins, strict=True):
         assert nats.dtype == torch.float64
         assert nats.tolist() == pytest.approx(reference_nats(arrays, residues), abs=2e-5)
 
@@ -119,12 +119,12 @@ def test_scores_of_proteins_and_residues_are_those_of_the_reference():
         assert lower.alpha_carbons is higher.alpha_carbons is None
 
 
-@pytest.mark.parametrize(("wrong", "found"), [("", "an empty protein"), ("MK-T.", "-, ."), ("mk", "k, m")])
-def test_proteins_that_the_network_does_not_read_are_refused(wrong, found):
+@pytest.mark.parametrize(("wrong", "problem"), [("", "an empty protein"), ("MK-T.", "-, ."), ("mk", "k, m")])
+def test_proteins_that_the_network_does_not_read_are_refused(wrong, problem):
     small = network()
     for judge in (UniRepJudge(small), UniRepOrderJudge(small)):
         for call in (judge.score, lambda sequences, judge=judge: judge.residues(sequences, {})):
-            with pytest.raises(UsageError, match=rf"UniRep reads proteins .*; got {found}: leave it out"):
+            with pytest.raises(UsageError, match=rf"UniRep reads proteins .*; got {problem}: leave it out"):
                 call(["MKT", wrong])
 
 

@@ -41,8 +41,8 @@ def test_a_log_ratio_is_the_reduced_logits(reduction, expected):
 def test_padding_does_not_count(reduction):
     padded, is_masked = torch.cat([LOGITS, torch.full((2, 2), 50.0)], 1), torch.nn.functional.pad(MASKED, (0, 2))
     is_real = torch.arange(5).expand(2, 5) < 3
-    found = log_density_ratio(padded, is_masked, reduction=reduction, attention_mask=is_real)
-    torch.testing.assert_close(found, log_density_ratio(LOGITS, MASKED, reduction=reduction))
+    ratio = log_density_ratio(padded, is_masked, reduction=reduction, attention_mask=is_real)
+    torch.testing.assert_close(ratio, log_density_ratio(LOGITS, MASKED, reduction=reduction))
 
 
 def test_the_default_reduction_is_the_masked_mean_of_the_paper():
@@ -61,18 +61,18 @@ def test_unknown_names_are_refused(unchecked):
 def test_unsmoothing_inverts_the_optimum_under_smoothed_labels(label_smoothing, dtype):
     log_ratio = torch.linspace(-6, 6, 25, dtype=torch.float64)
     smoothed = label_smoothing / 2 + (1 - label_smoothing) * torch.sigmoid(log_ratio)
-    found = unsmooth(torch.logit(smoothed).to(dtype), label_smoothing)
-    assert found.dtype == dtype
+    ratio = unsmooth(torch.logit(smoothed).to(dtype), label_smoothing)
+    assert ratio.dtype == dtype
     # A float32 logit of 3 is known to 2e-7; at a log-ratio of 6 the inverse magnifies that some 50-fold.
-    torch.testing.assert_close(found.double(), log_ratio, rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-4)
+    torch.testing.assert_close(ratio.double(), log_ratio, rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-4)
 
 
 def test_unsmoothing_stays_finite_and_monotone_beyond_the_reachable_range():
-    found = unsmooth(torch.linspace(-30, 30, 61), 0.1)
-    assert found.isfinite().all()
-    assert (found.diff() >= 0).all()
-    assert found[0] == pytest.approx(-float(found[-1]))
-    assert found[-1] == pytest.approx(math.log((1 - 1e-4) / 1e-4), abs=1e-3)
+    ratios = unsmooth(torch.linspace(-30, 30, 61), 0.1)
+    assert ratios.isfinite().all()
+    assert (ratios.diff() >= 0).all()
+    assert ratios[0] == pytest.approx(-float(ratios[-1]))
+    assert ratios[-1] == pytest.approx(math.log((1 - 1e-4) / 1e-4), abs=1e-3)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
@@ -158,16 +158,16 @@ CASES = {
 def test_advantages_equal_a_computation_by_hand(grouping, normalise):
     options, second, first, spread = CASES[grouping]
     first = second if first is None else first
-    found = advantages(REWARDS, grouping=grouping, normalise=normalise, **options)
+    actual = advantages(REWARDS, grouping=grouping, normalise=normalise, **options)
     scale = spread if normalise else 1.0
-    torch.testing.assert_close(found.first, first / scale)
-    torch.testing.assert_close(found.second, second / scale)
+    torch.testing.assert_close(actual.first, first / scale)
+    torch.testing.assert_close(actual.second, second / scale)
 
 
 def test_groups_consist_of_consecutive_completions_across_states():
     rewards = torch.tensor([1.0, 3.0, 10.0, 20.0]).view(4, 1, 1)
-    found = advantages(rewards, grouping="rows", group_size=2, normalise=False)
-    assert found.second.flatten().tolist() == [-1, 1, -5, 5]
+    actual = advantages(rewards, grouping="rows", group_size=2, normalise=False)
+    assert actual.second.flatten().tolist() == [-1, 1, -5, 5]
 
 
 @pytest.mark.parametrize("grouping", ["batch", "shared-state"])

@@ -166,8 +166,8 @@ def test_the_enumeration_is_complete(outcomes, alphas):
     probs = outcomes.probs(STUDENT, *alphas)
     assert probs.sum() == pytest.approx(1, rel=1e-12)
     for number in range(outcomes.z_t.shape[1]):
-        found = torch.zeros(9, dtype=torch.float64).index_add(0, state_index(outcomes.z_t[:, number, -1]), probs)
-        torch.testing.assert_close(found, student_marginal(STUDENT, *alphas))
+        marginal = torch.zeros(9, dtype=torch.float64).index_add(0, state_index(outcomes.z_t[:, number, -1]), probs)
+        torch.testing.assert_close(marginal, student_marginal(STUDENT, *alphas))
 
 
 @pytest.mark.parametrize("revealed_only", [False, True], ids=["full score", "reduction A"])
@@ -200,8 +200,8 @@ def advantages_of_two_states(outcomes, alpha_tau, alpha_t, grouping):
     joint = torch.stack(
         [rewards[:, None].expand(-1, len(rewards), -1, -1), rewards.expand(len(rewards), -1, -1, -1)], dim=2
     )
-    found = torch.vmap(lambda batch: advantages(batch, grouping=grouping, normalise=False))(joint.flatten(0, 1))
-    return Advantages(*(part[:, 0].unflatten(0, joint.shape[:2]).double() for part in found))
+    by_outcome = torch.vmap(lambda batch: advantages(batch, grouping=grouping, normalise=False))(joint.flatten(0, 1))
+    return Advantages(*(part[:, 0].unflatten(0, joint.shape[:2]).double() for part in by_outcome))
 
 
 def mean_over_second_state(joint, outcomes, alpha_tau, alpha_t):

@@ -83,8 +83,8 @@ def test_with_one_initial_state_the_gradient_is_that_of_the_divergence_of_given_
     for mass, _, _, masks, state in states_of(logits.softmax(-1)):  # without gradient of the distribution of states
         total = total + mass * divergence_of(teacher[state][masks][:, :V], free[0][masks].log_softmax(-1), beta)
     total.backward()
-    found = expected_gradient(logits, prior, auxiliary, teacher, beta)
-    torch.testing.assert_close(found, free.grad, rtol=1e-6, atol=1e-7)
+    gradient = expected_gradient(logits, prior, auxiliary, teacher, beta)
+    torch.testing.assert_close(gradient, free.grad, rtol=1e-6, atol=1e-7)
     assert free.grad.abs().max() > 0.01
 
 
@@ -98,10 +98,10 @@ def test_gradients_of_several_initial_states_sum_to_that_of_a_shift_of_all_auxil
         shifted = (auxiliary[state][:, :V] + shift)[masks].log_softmax(-1)
         total = total + PRIOR[start] * mass * divergence_of(teacher[state][masks][:, :V], shifted, beta)
     total.backward()
-    found = expected_gradient(logits, PRIOR, auxiliary, teacher, beta)
-    torch.testing.assert_close(found.sum(0), shift.grad, rtol=1e-6, atol=1e-7)
+    gradients = expected_gradient(logits, PRIOR, auxiliary, teacher, beta)
+    torch.testing.assert_close(gradients.sum(0), shift.grad, rtol=1e-6, atol=1e-7)
     # The gradients of the initial states differ.
-    assert not torch.allclose(found[0] / PRIOR[0], found[1] / PRIOR[1], rtol=0.05)
+    assert not torch.allclose(gradients[0] / PRIOR[0], gradients[1] / PRIOR[1], rtol=0.05)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -124,10 +124,10 @@ def test_the_jeffreys_gradient_is_a_mixture_and_each_row_sums_to_zero(teacher, b
 def test_the_surrogate_has_the_gradient_of_the_paper():
     logits, gradient = random(5, V).float().requires_grad_(True), random(5, V, seed=1).float()
     surrogate_loss(logits, gradient).backward()
-    found, logits.grad = logits.grad, None
+    actual, logits.grad = logits.grad, None
     (0.5 * (logits - (logits - gradient).detach()) ** 2).sum().backward()
-    torch.testing.assert_close(found, logits.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found, gradient)
+    torch.testing.assert_close(actual, logits.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(actual, gradient)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -170,9 +170,9 @@ def test_the_weighted_sum_of_divergences_of_states_is_that_of_sequences():
 
 def test_mask_ratios_have_their_distributions():
     uniforms = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    found = mask_ratios("arccos", uniforms)
+    ratios = mask_ratios("arccos", uniforms)
     for ratio in (0.1, 0.5, 0.9):  # P(2 arccos(u) / pi <= r) = 1 - cos(pi r / 2)
-        assert float((found <= ratio).double().mean()) == pytest.approx(1 - math.cos(math.pi * ratio / 2), abs=1e-4)
+        assert float((ratios <= ratio).double().mean()) == pytest.approx(1 - math.cos(math.pi * ratio / 2), abs=1e-4)
     assert torch.equal(mask_ratios("uniform", uniforms), uniforms)
 
 

@@ -143,8 +143,8 @@ def test_a_reference_scores_the_path_with_its_codes(student, make_dit, objective
 
     recorded = batch.first_score[:, None] + batch.completion_log_probs.sum(-1)
     torch.testing.assert_close(recorded.double(), score(student), atol=1e-4, rtol=1e-4)
-    found = Reference(other, PROCESS, replace(objective, reference_steps=2)).log_ratio(batch)
-    torch.testing.assert_close(found.double(), score(student) - score(other), atol=1e-4, rtol=1e-4)
+    log_ratio = Reference(other, PROCESS, replace(objective, reference_steps=2)).log_ratio(batch)
+    torch.testing.assert_close(log_ratio.double(), score(student) - score(other), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

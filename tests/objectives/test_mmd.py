@@ -35,8 +35,8 @@ def discrepancy(probs, kernel):
 
 def exact_gradient(kernel):
     logits = LOGITS.clone().requires_grad_()
-    (found,) = torch.autograd.grad(discrepancy(logits.softmax(0), kernel)[1], logits)
-    return found
+    (gradient,) = torch.autograd.grad(discrepancy(logits.softmax(0), kernel)[1], logits)
+    return gradient
 
 
 def expected_gradient(kernel, num_real=1, **settings):
@@ -73,9 +73,9 @@ def test_baselines_keep_the_expectation_and_leave_one_out_has_less_variance_than
         mmd_advantages(sample_kernel, cross_kernel),
         mmd_advantages(sample_kernel, cross_kernel, advantage="groups"),
     ):
-        found = (advantage[..., None] * scores[OUTCOMES]).mean(1)
-        means.append((weights * found).sum(0))
-        variances.append(float((weights * (found - means[-1]).square()).sum()))
+        estimates = (advantage[..., None] * scores[OUTCOMES]).mean(1)
+        means.append((weights * estimates).sum(0))
+        variances.append(float((weights * (estimates - means[-1]).square()).sum()))
     for mean in means:
         torch.testing.assert_close(mean, exact_gradient(kernel))
     assert variances[1] < 0.7 * variances[2]  # all pairs have less variance than those of a group
@@ -92,8 +92,8 @@ def test_the_estimate_of_the_discrepancy_is_unbiased(kernel):
     expected = torch.zeros((), dtype=torch.float64)
     for first, second in product(pairs, pairs):
         x, y = torch.tensor(first), torch.tensor(second)
-        found = mmd_squared(kernel[x[:, None], x], kernel[x[:, None], y], kernel[y[:, None], y])
-        expected += probs[x].prod() * DATA[y].prod() * found
+        estimate = mmd_squared(kernel[x[:, None], x], kernel[x[:, None], y], kernel[y[:, None], y])
+        expected += probs[x].prod() * DATA[y].prod() * estimate
     torch.testing.assert_close(expected, discrepancy(probs, kernel)[0])
 
 

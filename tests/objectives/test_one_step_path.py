@@ -88,8 +88,8 @@ def test_a_reference_scores_the_path_from_its_recorded_initial_state(student, ma
         log_probs = network(start)[..., :NUM_SYMBOLS].double().log_softmax(-1)
         return log_probs.gather(-1, x[..., None]).sum((1, 2))
 
-    found = Reference(other, PROCESS, objective).log_ratio(batch)[:, 0]
-    assert torch.allclose(found.double(), score(student) - score(other), atol=1e-5)
+    log_ratio = Reference(other, PROCESS, objective).log_ratio(batch)[:, 0]
+    assert torch.allclose(log_ratio.double(), score(student) - score(other), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -125,23 +125,23 @@ def expected_loss_by_hand(student, kind, t, dt, num_steps, teacher=TEACHER):
 
 def gradient(function, *args):
     table = STUDENT.clone().requires_grad_(True)
-    (found,) = torch.autograd.grad(function(table, *args), table)
-    return found
+    (of_table,) = torch.autograd.grad(function(table, *args), table)
+    return of_table
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_expected_gradient_is_that_of_the_enumerated_loss(kind):
-    found = gradient(expected_loss_of_the_code, kind, 0.7, 0.25, 2)
+    actual = gradient(expected_loss_of_the_code, kind, 0.7, 0.25, 2)
     expected = gradient(expected_loss_by_hand, kind, 0.7, 0.25, 2)
     assert expected.abs().max() > 0.01
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("t", "dt", "num_steps"), [(0.9, 0.25, 3), (0.2, 0.25, 2), (0.9, 0.5, 3), (0.7, 0.1, 1)])
 def test_the_gradient_is_right_for_any_number_of_steps_and_for_steps_cut_at_time_0(t, dt, num_steps):
-    found = gradient(expected_loss_of_the_code, "kl", t, dt, num_steps)
-    torch.testing.assert_close(found, gradient(expected_loss_by_hand, "kl", t, dt, num_steps), rtol=0, atol=1e-6)
+    actual = gradient(expected_loss_of_the_code, "kl", t, dt, num_steps)
+    torch.testing.assert_close(actual, gradient(expected_loss_by_hand, "kl", t, dt, num_steps), rtol=0, atol=1e-6)
 
 
 def test_one_step_is_plain_distillation_of_the_teachers_prediction():
@@ -151,14 +151,14 @@ def test_one_step_is_plain_distillation_of_the_teachers_prediction():
         TableDenoiser(TEACHER.log()), PROCESS, STATES, t[None], target_steps(is_masked[None]), torch.empty(0, 9, 2)
     )
     torch.testing.assert_close(target[:, :2].exp().double(), TEACHER[is_masked])
-    found = gradient(expected_loss_of_the_code, "forward-kl", 0.7, 0.25, 1)
+    actual = gradient(expected_loss_of_the_code, "forward-kl", 0.7, 0.25, 1)
 
     def plain(table):
         weights = DATA @ torch.where(CLEAN[:, None] == STATES, 0.3, 0.7 * is_masked.double()).prod(-1)
         gaps = divergence("forward", TEACHER.log(), table.log_softmax(-1))
         return (weights[:, None] * gaps * is_masked).sum()
 
-    torch.testing.assert_close(found, gradient(plain), rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual, gradient(plain), rtol=0, atol=1e-6)
 
 
 def test_each_step_predicts_its_positions_at_its_time():
@@ -192,10 +192,10 @@ def test_without_masks_there_are_no_targets():
 def test_every_masked_position_has_one_target():
     u, levels = torch.rand(50, 6), torch.tensor([0.9, 0.5, 0.2])
     is_masked = u < levels[:, None, None]
-    found = target_steps(is_masked)
-    assert torch.equal(found.sum(0), is_masked[0].long())
-    assert torch.equal(found[0], (u >= 0.5) & (u < 0.9))
-    assert torch.equal(found[2], u < 0.2)
+    is_target = target_steps(is_masked)
+    assert torch.equal(is_target.sum(0), is_masked[0].long())
+    assert torch.equal(is_target[0], (u >= 0.5) & (u < 0.9))
+    assert torch.equal(is_target[2], u < 0.2)
 
 
 def test_each_round_multiplies_the_step_by_the_number_of_teacher_steps():
@@ -218,12 +218,12 @@ def test_the_fixed_point_minimises_the_expected_loss_of_each_round(loss, monkeyp
     times = [(n + 0.5) / num for n in range(num)]  # the first lie below the step
     teacher = TEACHER
     for rounds, dt in ((1, 0.25), (2, 0.5)):
-        found = exact_sdtt.fixed_point(ALL_STATES, TEACHER, rounds=rounds, first_step=4, loss=loss)
-        table = found.clamp_min(1e-9).log().requires_grad_(True)  # visible positions are 0
+        fixed_point = exact_sdtt.fixed_point(ALL_STATES, TEACHER, rounds=rounds, first_step=4, loss=loss)
+        table = fixed_point.clamp_min(1e-9).log().requires_grad_(True)  # visible positions are 0
         value = sum(expected_loss_by_hand(table, loss, t, dt, 2, teacher) for t in times)
         assert torch.autograd.grad(value, table)[0].abs().max() < 1e-12
-        assert (found - teacher).abs().max() > 0.005
-        teacher = found
+        assert (fixed_point - teacher).abs().max() > 0.005
+        teacher = fixed_point
 
 
 def test_reveal_weights_average_over_the_times_of_a_state_given_its_number_of_masks():

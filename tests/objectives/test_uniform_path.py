@@ -116,11 +116,11 @@ def test_the_score_of_a_path_is_that_of_every_token_of_every_move(networks, sche
             weights = process.reverse_weights(logits, z[:, position], alphas[move], alphas[move + 1])
             probs = weights / weights.sum(-1, keepdim=True)
             expected += probs.gather(1, moved[:, position]).log().view(expected.shape)
-        found = path_log_probs(network, process, batch.x, states, 3, batch.canvas)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        log_probs = path_log_probs(network, process, batch.x, states, 3, batch.canvas)
+        torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=1e-5)
         if network is student:
             total = batch.first_score[:, None] + batch.completion_log_probs.sum(-1)
-            torch.testing.assert_close(total, found, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(total, log_probs, atol=1e-5, rtol=1e-5)
     assert torch.equal(states[:, :, -1], batch.x)
     assert batch.first_score.dtype == batch.completion_log_probs.dtype == torch.float64
 

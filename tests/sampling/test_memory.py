@@ -51,7 +51,7 @@ def test_a_larger_batch_needs_more_memory(bundle, sampler):
 
 def test_a_trunk_in_bfloat16_needs_half_of_the_activations(bundle):
     alone, converted = (
-        batch_bytes(one, SamplingOptions(), 128, 64, 64) for one in (bundle, for_inference(bundle, "bfloat16"))
+        batch_bytes(served, SamplingOptions(), 128, 64, 64) for served in (bundle, for_inference(bundle, "bfloat16"))
     )
     trunk = 64 * 128 * bundle.network().config.hidden_size * memory.ACTIVATIONS
     assert alone - converted == pytest.approx(trunk / 2)

@@ -163,6 +163,6 @@ def test_a_discriminator_trained_alone_improves_guided_sampling(tmp_path):
         torch.equal(value, bundle.teacher.state_dict()[key]) for key, value in bundle.student.state_dict().items()
     )
     re_ranked = SamplingOptions("guided", guidance=Guidance(tilted_fraction=0.0))
-    plain, guided = (ExactRows(bundle)(source.chain, one, 2).kl for one in (SamplingOptions(), re_ranked))
+    plain, guided = (ExactRows(bundle)(source.chain, options, 2).kl for options in (SamplingOptions(), re_ranked))
     assert plain == pytest.approx(divergence_from_data(teacher.teacher, source.chain, 2), abs=1e-5)
     assert guided < 0.8 * plain

@@ -93,7 +93,10 @@ def naive_kernels(method, batch):
     features = [features_of(method, rows.flatten(0, 1), layer).unflatten(0, rows.shape[:2]) for layer in layers]
     kernels = torch.zeros(num_states, num_samples, rows.shape[1])
     for state in is_scored.any(1).nonzero().flatten():
-        points = [[one[state, row, is_scored[state]] for one in features] for row in range(rows.shape[1])]
+        points = [
+            [rows_of_features[state, row, is_scored[state]] for rows_of_features in features]
+            for row in range(rows.shape[1])
+        ]
         for row in range(num_samples):
             for column in range(rows.shape[1]):
                 kernels[state, row, column] = naive_kernel(objective, points[row], points[column], method._scales)
@@ -181,7 +184,7 @@ def test_features_may_be_of_corrupted_sequences(make_job, objective):
     seen = []
     method.teacher.vocab_embed.register_forward_hook(lambda _, args, output: seen.append(args[0]))
     method._loss(method.prepare(0, 0))
-    masked = torch.cat([one.flatten() for one in seen[-2:]]) == 32
+    masked = torch.cat([states.flatten() for states in seen[-2:]]) == 32
     assert 0.3 < masked.float().mean() < 0.7
 
 

@@ -284,13 +284,13 @@ def test_a_constant_added_to_all_sedd_outputs_does_not_change_the_distillation(m
     """It changes the scores but not the masked model, and so neither pool nor regulariser nor validation."""
     shifted_teacher = Bundle(teacher=shifted(sedd_teacher.teacher, 2.0), process=sedd_teacher.process)
     config = replace(CONFIG, discriminator=replace(CONFIG.discriminator, real_source="teacher-pool"))
-    jobs = [make_job(config, tmp_path / str(n), one) for n, one in enumerate((sedd_teacher, shifted_teacher))]
+    jobs = [make_job(config, tmp_path / str(n), teacher) for n, teacher in enumerate((sedd_teacher, shifted_teacher))]
     pools = [job.method._real(0, 0, 0, 64) for job in jobs]
     assert torch.equal(*pools)
     batch = jobs[0].method.prepare(2, 0).rollout
     of_teacher = [job.method._teacher_log_probs(job.method.teacher, batch) for job in jobs]
-    for one, other in zip(*of_teacher, strict=True):
-        assert divergence("forward", one, other).abs().max() < 1e-5
+    for first, second in zip(*of_teacher, strict=True):
+        assert divergence("forward", first, second).abs().max() < 1e-5
     nelbos = [job.validate()["validation_nelbo"] for job in jobs]
     assert nelbos[0] == pytest.approx(nelbos[1], rel=1e-5)
     seed, options = derive_seed(config.seed, "pool"), {"num_samples": 16, "nfe": 2, "length": 8}

@@ -150,7 +150,7 @@ def test_every_field_of_the_objective_changes_the_gradient_of_the_student(observ
 def test_the_initial_mask_ratio_changes_the_gradient_of_the_student(observe_and_check):
     base = replace(BASE, discriminator=replace(BASE.discriminator, guidance_steps=0))
     values = [WHOLE | {"moves": 1, "initial_mask_ratio": ratio} for ratio in (1.0, 0.25, 0.75)]
-    configs = [replace(base, objective=replace(BASE.objective, **one)) for one in values]
+    configs = [replace(base, objective=replace(BASE.objective, **changes)) for changes in values]
     assert_all_differ([observe_and_check(config)[1].of("student")[0].gradient for config in configs])
 
 

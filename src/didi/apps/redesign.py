@@ -58,7 +58,7 @@ def templates_of(command: Any) -> Templates | None:
     if given := [flag for flag, value in ({**others, "--length": command.length or None}).items() if value is not None]:
         raise UsageError(f"--proteins gives the prompts and the lengths; leave {' and '.join(given)} out")
     records = _records(command.proteins)
-    names = [(one.title.split() or [f"record-{number}"])[0] for number, one in enumerate(records, start=1)]
+    names = [(record.title.split() or [f"record-{number}"])[0] for number, record in enumerate(records, start=1)]
     prompts = []
     for name, record in zip(names, records, strict=True):
         with _named(name):

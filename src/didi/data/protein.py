@@ -134,10 +134,10 @@ def _write_splits(proteins: list[str], kind: "Corpus", identity: float, seed: in
 
 def _read_clusters(path: Path) -> list[list[str]]:
     """Sequences of a file of ``_write_splits``, a list for each cluster."""
-    found: dict[str, list[str]] = {}
+    clusters: dict[str, list[str]] = {}
     for protein in read_fasta(path):
-        found.setdefault(protein.title.partition(" ")[2], []).append(protein.residues)
-    return list(found.values())
+        clusters.setdefault(protein.title.partition(" ")[2], []).append(protein.residues)
+    return list(clusters.values())
 
 
 def standard_proteins(sequences: Iterable[str], *, min_length: int, max_length: int) -> list[str]:

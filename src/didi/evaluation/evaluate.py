@@ -138,25 +138,25 @@ class _Results:
         seconds: float,
         network_passes: float,
         exact: Callable[[MarkovChain], ExactDivergences | None] = lambda _: None,
-        **about: Unpack[GivenFields],
+        **given: Unpack[GivenFields],
     ) -> None:
         """Score a set by every judge, and write all results so far.
 
         Arguments as in ``row.measure``; ``exact`` returns exact divergences of the sampler from the chain of a judge.
         """
         if self.embed is not None and self.reference is not None:
-            about["mauve"] = mauve(self.embed(texts), self.reference)
-            about["note"] = f"MAUVE in the space of {self.embed.name}"
-        about |= {"seed": self.seed}
+            given["mauve"] = mauve(self.embed(texts), self.reference)
+            given["note"] = f"MAUVE in the space of {self.embed.name}"
+        given |= {"seed": self.seed}
         log_ratios = None
         if self.joint is not None:
             joint = self.joint.estimate(tokens)
             log_ratios = joint.log_ratios
-            about |= {"joint_kl": joint.kl, "joint_kl_ci": joint.ci, "joint_reference": self.joint.name}
+            given |= {"joint_kl": joint.kl, "joint_kl_ci": joint.ci, "joint_reference": self.joint.name}
         for judge in self.judges:
             scores = _scores(judge, texts, tokens)
             passes = {"seconds": seconds, "network_passes": network_passes}
-            fields: GivenFields = about | divergences(tokens, judge)
+            fields: GivenFields = given | divergences(tokens, judge)
             if isinstance(judge, ExactJudge) and (exact_fields := exact(judge.chain)) is not None:
                 notes = "; ".join(filter(None, [str(fields.get("note", "")), exact_fields.note]))
                 fields = fields | cast(GivenFields, asdict(exact_fields) | {"note": notes})

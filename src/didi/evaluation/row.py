@@ -219,7 +219,7 @@ def measure(
     judge: str,
     seconds: float,
     network_passes: float,
-    **about: Unpack[GivenFields],
+    **given: Unpack[GivenFields],
 ) -> EvaluationRow:
     """Compute the evaluation row of a sample set.
 
@@ -232,7 +232,7 @@ def measure(
         judge: Name of the judge.
         seconds: Wall time of sampling, without the judge; NaN for text that was not sampled.
         network_passes: Passes of the sampled network per sequence.
-        about: Further fields of the row. The number of samples that the judge truncated is appended to ``note``.
+        given: Further fields of the row. The number of samples that the judge truncated is appended to ``note``.
 
     Raises:
         ValueError: ``tokens`` and ``scores`` differ in number, or the sequences are shorter than 4.
@@ -240,10 +240,10 @@ def measure(
     if len(scores.nll) != len(tokens):
         raise ValueError(f"tokens and scores must be of the same samples; got {len(tokens)} and {len(scores.nll)}")
     known: GivenFields = {"discriminator_passes": 0.0, "precision": "float64", "seed": 0, "nelbo": math.nan}
-    known |= {"machine": machine_name()} | about
+    known |= {"machine": machine_name()} | given
     if scores.num_truncated:
         cut = f"{scores.num_truncated} samples cut to the judge's context"
-        known["note"] = f"{about['note']}; {cut}" if about.get("note") else cut
+        known["note"] = f"{given['note']}; {cut}" if given.get("note") else cut
     return EvaluationRow(
         role=role,
         sampler=sampler,

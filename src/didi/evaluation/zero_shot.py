@@ -146,16 +146,16 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
     likelihoods = [row.likelihood for row in rows]
     layouts = _by_role(rows, lambda row: row.block_layout)
     lengths = _by_role(rows, lambda row: str(row.likelihood.num_tokens // row.likelihood.num_sequences))
-    about = [f"\n{model}", f"blocks of {lengths} tokens"]
-    about.append(f"at most {max(each.num_sequences for each in likelihoods)} blocks of a corpus")
+    facts = [f"\n{model}", f"blocks of {lengths} tokens"]
+    facts.append(f"at most {max(each.num_sequences for each in likelihoods)} blocks of a corpus")
     if not all(each.is_exact for each in likelihoods):
         noise = max(each.noise for each in likelihoods)
         num_draws = max(each.num_draws for each in likelihoods)
-        about.append(f"{num_draws} random masks per sequence (standard error at most {noise:.3f} nats per token)")
+        facts.append(f"{num_draws} random masks per sequence (standard error at most {noise:.3f} nats per token)")
     detokenised = list(dict.fromkeys(row.data for row in rows if row.is_detokenized))
     rules = f"Detokenised by the rules of MDLM: {', '.join(detokenised)}. " if detokenised else ""
     lines.append(
-        f"{'; '.join([*about, machine])}. ≤: an upper bound. {rules}Texts are wrapped into blocks, layout "
+        f"{'; '.join([*facts, machine])}. ≤: an upper bound. {rules}Texts are wrapped into blocks, layout "
         f"{layouts}. Perplexities are per token of the model's own tokenizer; intervals are bootstrapped "
         "over sequences."
     )

@@ -96,7 +96,7 @@ def _dtypes(network: nn.Module) -> set[torch.dtype]:
 
     Every request of a server calls this, and ``Module.parameters`` takes twice as long, since it also makes names.
     """
-    parameters = (one for module in network.modules() for one in vars(module)["_parameters"].values())
+    parameters = (parameter for module in network.modules() for parameter in vars(module)["_parameters"].values())
     return {parameter.dtype for parameter in parameters if parameter is not None}
 
 

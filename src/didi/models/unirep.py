@@ -93,8 +93,8 @@ def tokens_of(residues: str) -> Int[Tensor, " l"]:
         UsageError: the protein is empty, or has a letter that UniRep does not know.
     """
     if not residues or not set(residues) <= set(TOKENS):
-        found = ", ".join(sorted(set(residues) - set(TOKENS))) or "an empty protein"
+        unknown = ", ".join(sorted(set(residues) - set(TOKENS))) or "an empty protein"
         raise UsageError(
-            f"UniRep reads proteins of one residue or more, of {''.join(sorted(TOKENS))}; got {found}: leave it out"
+            f"UniRep reads proteins of one residue or more, of {''.join(sorted(TOKENS))}; got {unknown}: leave it out"
         )
     return torch.tensor([TOKENS[letter] for letter in residues])

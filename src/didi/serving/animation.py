@@ -38,7 +38,7 @@ def replay_gif(replay: Replay) -> bytes:
     seconds = [FRAME_SECONDS * (after - before) for before, after in pairwise(slots)] + [HOLD_SECONDS]
     palette = frames[-1].quantize(NUM_COLOURS)
     first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    durations = [10 * round(100 * one) for one in seconds]  # milliseconds, in the resolution of GIF, 10 ms
+    durations = [10 * round(100 * duration) for duration in seconds]  # milliseconds, in the resolution of GIF, 10 ms
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
     return file.getvalue()
@@ -100,10 +100,10 @@ class _Picture:
 
     def _draw_head(self, draw: ImageDraw.ImageDraw, lane: Lane, left: float) -> None:
         draw.line((left, MARGIN, left + self._column, MARGIN), fill=colour("ink"), width=2)
-        role, _, about = lane.name.partition(", ")
+        role, _, details = lane.name.partition(", ")
         draw.text((left, MARGIN + 32), role.capitalize(), colour("ink"), self._bold, anchor="ls")
         after = left + self._bold.getlength(role.capitalize()) + 11
-        draw.text((after, MARGIN + 32), about, colour("muted"), self._small, anchor="ls")
+        draw.text((after, MARGIN + 32), details, colour("muted"), self._small, anchor="ls")
 
     def _draw_tokens(self, draw: ImageDraw.ImageDraw, lane: Lane, places: Sequence[_Place], time: float) -> None:
         for (text, move), place in zip(lane.state_at(time), places, strict=True):

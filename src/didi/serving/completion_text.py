@@ -41,7 +41,7 @@ class CompletionText:
         self._is_final = process.mask_id is not None and not find_sampler(spec.sampler, process.name).is_revising
         tokenizer = self._bundle.tokenizer
         end_ids = [] if tokenizer is None else map(tokenizer.token_to_id, END_OF_TEXT)
-        self._end_ids = {one for one in end_ids if one is not None}
+        self._end_ids = {token for token in end_ids if token is not None}
 
     @property
     def finish_reason(self) -> Literal["length", "stop"]:
@@ -65,15 +65,15 @@ class CompletionText:
         """
         if not self._is_final or self._is_cut:
             return ""
-        for position, one in zip(positions, token_ids, strict=True):
+        for position, token in zip(positions, token_ids, strict=True):
             if self._begin <= position < self._end:
-                self._ids[position - self._begin] = one
+                self._ids[position - self._begin] = token
         before = self._num_known
         while self._num_known < len(self._ids) and self._ids[self._num_known] is not None:
             self._num_known += 1
         if self._num_known == before:
             return ""
-        text = self._cut([one for one in self._ids[: self._num_known] if one is not None])
+        text = self._cut([token for token in self._ids[: self._num_known] if token is not None])
         if not self._is_cut:  # the last characters may belong to a stop text or to an incomplete character
             num_held = max((len(stop) - 1 for stop in self._stops), default=0)
             text = text[: max(0, len(text) - num_held)].rstrip(REPLACEMENT_CHARACTER)
@@ -95,7 +95,7 @@ class CompletionText:
 
     def _cut(self, ids: list[int]) -> str:
         """The text of ``ids`` before the first end-of-text token and the first stop text."""
-        end = next((at for at, one in enumerate(ids) if one in self._end_ids), len(ids))
+        end = next((at for at, token in enumerate(ids) if token in self._end_ids), len(ids))
         text = self._decoded(ids[:end])
         stop = min((at for at in map(text.find, self._stops) if at >= 0), default=len(text))
         self._is_cut = end < len(ids) or stop < len(text)

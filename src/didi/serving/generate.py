@@ -103,7 +103,7 @@ async def _events(jobs: RequestJobs) -> AsyncIterator[dict[str, str]]:
     """The events of a stream with one job, which is submitted before the first event."""
     spec, job = jobs.specs[0], jobs.jobs[0]
     ids, token_texts = _prompt_ids(spec), spec.model.token_texts
-    texts = [[None if one is None else token_texts[one] for one in row] for row in ids]
+    texts = [[None if token is None else token_texts[token] for token in row] for row in ids]
     yield _event("start", StartEvent(**_shared_fields(spec), tokens=texts, token_ids=ids))
     try:
         async for _, moves in jobs.events():
@@ -137,7 +137,8 @@ def _shared_fields(spec: JobSpec) -> dict[str, Any]:
 def _prompt_ids(spec: JobSpec) -> list[list[int | None]]:
     """Token ids of each sequence before sampling; None at positions that will be sampled."""
     canvas = spec.plan.canvas
-    tokens, is_free = (spec.without_frame(one).tolist() for one in (canvas.tokens, canvas.is_free))
+    tokens, is_free = (spec.without_frame(tensor).tolist() for tensor in (canvas.tokens, canvas.is_free))
     return [
-        [None if free else one for one, free in zip(*pair, strict=True)] for pair in zip(tokens, is_free, strict=True)
+        [None if free else token for token, free in zip(*pair, strict=True)]
+        for pair in zip(tokens, is_free, strict=True)
     ]

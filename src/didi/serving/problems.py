@@ -90,7 +90,7 @@ def validation_problem(error: RequestValidationError, path: str) -> Problem:
         path: path of the route.
     """
     first: Mapping[str, Any] = error.errors()[0]
-    location = [str(one) for one in first["loc"] if one != "body"]
+    location = [str(part) for part in first["loc"] if part != "body"]
     field, schema = (location[0] if location else None), SCHEMAS.get(path)
     if first["type"] == "json_invalid":
         return Problem(400, "invalid_request_error", one_line(f"the body is not valid JSON: {first['ctx']['error']}"))

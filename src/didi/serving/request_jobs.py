@@ -166,7 +166,7 @@ def move_events(spec: JobSpec, move: JobMove) -> Moves:
                 milliseconds=round(move.milliseconds, 3),
                 positions=positions,
                 token_ids=ids,
-                texts=[None if one == mask_id else texts[one] for one in ids],
+                texts=[None if token == mask_id else texts[token] for token in ids],
             )
         )
     return events

@@ -67,7 +67,7 @@ def generation_spec(request: GenerateRequest, models: Models, settings: ServerSe
     model, role = models.find(request.model, request.role)
     bundle = model.bundle
     num_samples = whole_number("num_samples", request.num_samples, low=1, high=settings.max_samples)
-    names = {one.name for one in fields(SamplingOptions)} & set(GenerateRequest.model_fields) - set(KINDS)
+    names = {field.name for field in fields(SamplingOptions)} & set(GenerateRequest.model_fields) - set(KINDS)
     values = {name: getattr(request, name) for name in names} | {"role": role, "times": tuple(request.times)}
     defaults = {"guidance": bundle.guidance or Guidance(), "initial_state": bundle.initial_state or InitialState()}
     for name, kind in KINDS.items():
@@ -150,9 +150,9 @@ def _canvas(request: GenerateRequest, bundle: Bundle, role: Role | None, setting
         whole_number("the number of token_ids", len(request.token_ids), low=1, high=most)
         if request.length not in (None, len(request.token_ids)):
             raise UsageError(f"length is that of token_ids, {len(request.token_ids)}; got {request.length}")
-        _check_ids([one for one in request.token_ids if one is not None], bundle, role)
-        is_free = torch.tensor([[one is None for one in request.token_ids]])
-        return Canvas.given(torch.tensor([[one or 0 for one in request.token_ids]]), is_free)
+        _check_ids([token for token in request.token_ids if token is not None], bundle, role)
+        is_free = torch.tensor([[token is None for token in request.token_ids]])
+        return Canvas.given(torch.tensor([[token or 0 for token in request.token_ids]]), is_free)
     length = most if request.length is None else whole_number("length", request.length, low=1, high=most)
     for name in ("prompt", "infill"):
         _check_text(name, getattr(request, name), settings)
@@ -186,7 +186,7 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[
     """The prompts of a request: a text, several texts, token ids, or several lists of token ids."""
     if isinstance(prompt, str):
         return [prompt]
-    if prompt and all(isinstance(one, int) for one in prompt):
+    if prompt and all(isinstance(token, int) for token in prompt):
         return [prompt]  # type: ignore[list-item]
     return prompt  # type: ignore[return-value]
 
@@ -206,14 +206,14 @@ def _ids(
 def _check_ids(ids: Sequence[int], bundle: Bundle, role: Role | None) -> None:
     network = bundle.network(role)
     excluded = getattr(network.config, "excluded_ids", ())
-    special = {one for one in (network.mask_id, *excluded) if one is not None}
+    special = {token for token in (network.mask_id, *excluded) if token is not None}
     names = " or ".join(
         [*["[MASK]"][: network.mask_id is not None], *["of a symbol that is no residue"][: bool(excluded)]]
     )
-    for one in ids:
-        if not 0 <= one < network.vocab_size or one in special:
+    for token in ids:
+        if not 0 <= token < network.vocab_size or token in special:
             rule = f" and is not the id of {names}" if names else ""
-            raise UsageError(f"a token id lies in [0, {network.vocab_size}){rule}; got {one}")
+            raise UsageError(f"a token id lies in [0, {network.vocab_size}){rule}; got {token}")
 
 
 def _check_text(name: str, text: str | None, settings: ServerSettings) -> None:
@@ -238,7 +238,7 @@ def _with_fields(name: str, record: Any, changes: Mapping[str, Any]) -> Any:
     Raises:
         UsageError: there is no such field.
     """
-    known = [one.name for one in fields(record)]
+    known = [field.name for field in fields(record)]
     for field_name in changes:
         if field_name not in known:
             hint = suggestion(field_name, known)

@@ -77,7 +77,7 @@ class Scheduler:
         """Make one pass for all of ``jobs``, and advance each job."""
         passes = [job.trunk_pass for job in jobs if job.trunk_pass is not None]
         sampler: Any = jobs[0].plan.sampler
-        rows = sum(len(one.inputs) for one in passes)
+        rows = sum(len(trunk_pass.inputs) for trunk_pass in passes)
         try:
             with out_of_memory(rows):
                 features = shared_features(sampler.denoiser, sampler.process, passes)
@@ -97,7 +97,7 @@ def _draw(jobs: Sequence[Job]) -> None:
     """Draw the tokens of all of ``jobs`` together, and advance each job."""
     draws = [job.token_draw for job in jobs if job.token_draw is not None]
     try:
-        with out_of_memory(sum(len(one.features) for one in draws)):
+        with out_of_memory(sum(len(draw.features) for draw in draws)):
             samplers: list[Any] = [job.plan.sampler for job in jobs]
             tokens = shared_tokens(samplers, draws)
     except Exception as error:

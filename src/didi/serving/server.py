@@ -64,12 +64,12 @@ def check_address(host: str, port: int) -> None:
 
 def _bind(family: int, kind: int, protocol: int, address: Any) -> None:
     """Bind a socket with the options of asyncio's servers, and close it."""
-    with socket.socket(family, kind, protocol) as one:
+    with socket.socket(family, kind, protocol) as listener:
         if os.name == "posix":
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind(address)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
 
 
 def _refusal(error: OSError, host: str, port: int) -> DidiError:
@@ -93,8 +93,8 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
     """
     log_to_stderr()
     server = Server(app, settings.drain, host=host, port=port, server_header=False)
-    for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has stopped
-        signal.signal(one, lambda *_: None)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has stopped
+        signal.signal(signal_number, lambda *_: None)
     try:
         server.run()
     except SystemExit as stop:  # raised by uvicorn; its context is the error of the socket, if there is one

@@ -51,7 +51,7 @@ class ServerSettings:
         if self.token is not None and not (self.token.isascii() and self.token.strip() == self.token != ""):
             raise UsageError("a token is one or more ASCII characters, without spaces at its ends; choose another one")
         names = ("batch", "queue", "samples", "moves", "candidates", "prompt_characters", "body_bytes")
-        for name in (f"max_{one}" for one in names):
+        for name in (f"max_{limit}" for limit in names):
             set_fields(self, **{name: whole_number(name, getattr(self, name), low=1)})
         if self.max_tokens is not None:
             set_fields(self, max_tokens=whole_number("max_tokens", self.max_tokens, low=1))

@@ -47,23 +47,27 @@ def shared_features(
         passes: one or more, of equal padded length.
     """
     length = padded_length(passes[0].inputs.shape[1], denoiser.length)
-    rows = [len(one.inputs) for one in passes]
+    rows = [len(trunk_pass.inputs) for trunk_pass in passes]
     device = passes[0].inputs.device
     inputs = torch.zeros(sum(rows), length, dtype=torch.long, device=device)
     is_real = torch.zeros_like(inputs, dtype=torch.bool)
-    for one, padded, mask in zip(passes, inputs.split(rows), is_real.split(rows), strict=True):
-        width = one.inputs.shape[1]
-        padded[:, :width] = one.inputs
-        mask[:, :width] = True if one.attention_mask is None else one.attention_mask
+    for trunk_pass, padded, mask in zip(passes, inputs.split(rows), is_real.split(rows), strict=True):
+        width = trunk_pass.inputs.shape[1]
+        padded[:, :width] = trunk_pass.inputs
+        mask[:, :width] = True if trunk_pass.attention_mask is None else trunk_pass.attention_mask
     codes = None if passes[0].codes is None else torch.zeros_like(inputs)  # all passes are of one network
     if codes is not None:
-        for one, padded in zip(passes, codes.split(rows), strict=True):
-            padded[:, : one.inputs.shape[1]] = one.codes
-    has_padding = any(one.attention_mask is not None or one.inputs.shape[1] < length for one in passes)
-    levels = [noise_levels(denoiser, process, one.t, one.inputs) for one in passes]
-    level = None if levels[0] is None else torch.cat([one for one in levels if one is not None])
+        for trunk_pass, padded in zip(passes, codes.split(rows), strict=True):
+            padded[:, : trunk_pass.inputs.shape[1]] = trunk_pass.codes
+    has_padding = any(
+        trunk_pass.attention_mask is not None or trunk_pass.inputs.shape[1] < length for trunk_pass in passes
+    )
+    levels = [noise_levels(denoiser, process, trunk_pass.t, trunk_pass.inputs) for trunk_pass in passes]
+    level = None if levels[0] is None else torch.cat([level for level in levels if level is not None])
     features = features_with(denoiser, inputs, level, is_real if has_padding else None, codes)
-    return [padded[:, : one.inputs.shape[1]] for one, padded in zip(passes, features.split(rows), strict=True)]
+    return [
+        padded[:, : trunk_pass.inputs.shape[1]] for trunk_pass, padded in zip(passes, features.split(rows), strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -77,15 +81,15 @@ def shared_tokens(samplers: Sequence[PassSampler], draws: Sequence[TokenDraw]) -
     Raises:
         NotFinite: logits of a draw are not finite; on a GPU the sampler raises it at the end of its job.
     """
-    features = torch.cat([one.features for one in draws])
+    features = torch.cat([draw.features for draw in draws])
     num_rows = len(features)
     if num_rows < FEWEST_ROWS:
         features = torch.cat([features, features[:1].expand(FEWEST_ROWS - num_rows, -1)])
-    first, sizes = samplers[0], [len(one.features) for one in draws]
+    first, sizes = samplers[0], [len(draw.features) for draw in draws]
     logits = first.denoiser.head(features)[:num_rows]
     for sampler, part in zip(samplers, logits.split(sizes), strict=True):
         sampler.token_distribution.draw_check.check(part)  # on a GPU it raises at the end of its own job
-    uniforms = torch.cat([one.uniforms for one in draws])
+    uniforms = torch.cat([draw.uniforms for draw in draws])
     token_distribution = replace(first.token_distribution, draw_check=DrawCheck())
     tokens = token_distribution.sample(logits, first.process.mask_id, uniforms)
     return list(tokens.split(sizes))

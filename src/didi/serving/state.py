@@ -55,8 +55,8 @@ async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Resu
             raise Cancelled("the client has disconnected")
         return task.result()
     finally:
-        for one in (task, disconnect):
-            one.cancel()
+        for future in (task, disconnect):
+            future.cancel()
 
 
 async def _disconnected(request: Request) -> None:

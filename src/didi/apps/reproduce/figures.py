@@ -119,7 +119,7 @@ def _peers_figure(plan: Plan, study: Study, data: Sequence[EvaluationRow]) -> li
     figure = perplexity_figure([*data, *rows], study.folder / "figure1-teachers.png")
     return [
         "\n### Other teachers\n",
-        *peers.about(plan.peers),
+        *peers.caption(plan.peers),
         f"![Perplexity and entropy of other teachers against NFE]({figure.name})\n",
         rows_table(rows, recipe=plan.recipe.recipe),
     ]

@@ -40,7 +40,7 @@ class Measure:
         if any(map(math.isnan, [*values, *base])):
             return "–"
         if self.is_ratio:
-            return ratio_cell([one / two for one, two in zip(values, base, strict=True)])
+            return ratio_cell([value / other for value, other in zip(values, base, strict=True)])
         return difference(values, base)
 
 

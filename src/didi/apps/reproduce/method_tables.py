@@ -25,7 +25,7 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
         f"Training seeds {', '.join(map(str, plan.seeds))}. {sampling.num_samples} samples for each entry, seed "
         f"{sampling.seed}, judge `{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Intervals "
         "are 95% t-intervals over training seeds; a teacher is one network and has none.\n",
-        *(_about(plan, study, method) for method in plan.configs),
+        *(_settings_line(plan, study, method) for method in plan.configs),
         "",
         *(measure.about for measure in measures(plan, study)),
     ]
@@ -37,7 +37,7 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
     return lines
 
 
-def _about(plan: MethodPlan, study: Study, method: str) -> str:
+def _settings_line(plan: MethodPlan, study: Study, method: str) -> str:
     """A line about the training and sampling of one method."""
     config, curves = plan.configs[method], [curve for curve in plan.curves if curve.method == method]
     moves = study.record(curves[0].cells(curves[0].nfes[0])[0]).get("intended_nfe")
@@ -65,18 +65,18 @@ def millions(value: float) -> str:
 
 def method_tables(plan: MethodPlan, study: Study) -> list[str]:
     """Tables of quality, differences to the reference, joint divergences and costs."""
-    found, used = rows_of(plan, study), measures(plan, study)
+    by_name, used = rows_of(plan, study), measures(plan, study)
     lines = []
     for measure in used:
-        lines += [*_quality(plan, found, measure), ""]
+        lines += [*_quality(plan, by_name, measure), ""]
     if len(used) > 1 or used[0].is_ratio:
         body = [[name, *(perplexity_cell(rows[nfe]) if nfe in rows else "" for nfe in plan.settings.nfes)]
-                for name, rows in found.items()]  # fmt: skip
+                for name, rows in by_name.items()]  # fmt: skip
         lines += [*markdown_table(["perplexity / entropy", *_columns(plan)], body), ""]
     notes = {name: dict.fromkeys(row.note for of_seeds in rows.values() for row in of_seeds if row.note)
-             for name, rows in found.items()}  # fmt: skip
+             for name, rows in by_name.items()}  # fmt: skip
     lines += [f"Note on {name}: {note}.\n" for name, given in notes.items() for note in given]
-    return [*lines, *_differences(plan, found, used[0]), "", *_joint(plan, study), *_costs(plan, study)]
+    return [*lines, *_differences(plan, by_name, used[0]), "", *_joint(plan, study), *_costs(plan, study)]
 
 
 def _columns(plan: MethodPlan) -> list[str]:
@@ -87,21 +87,21 @@ def _moves(nfe: int) -> str:
     return f"{nfe} move{'s' if nfe > 1 else ''}"
 
 
-def _quality(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
+def _quality(plan: MethodPlan, by_name: Rows, measure: Measure) -> list[str]:
     body = [
         [name, *(measure.level(list(map(measure.of, rows[nfe]))) if nfe in rows else "" for nfe in plan.settings.nfes)]
-        for name, rows in found.items()
+        for name, rows in by_name.items()
     ]
     return markdown_table([measure.name, *_columns(plan)], body)
 
 
-def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
+def _differences(plan: MethodPlan, by_name: Rows, measure: Measure) -> list[str]:
     """A table of every other student compared with the reference at equal numbers of moves."""
-    base, body = found[plan.reference], []
+    base, body = by_name[plan.reference], []
     for curve in plan.curves:
         if not curve.method or curve.name == plan.reference:
             continue
-        pairs = {nfe: (rows, base[nfe]) for nfe, rows in found[curve.name].items() if nfe in base}
+        pairs = {nfe: (rows, base[nfe]) for nfe, rows in by_name[curve.name].items() if nfe in base}
         cells = {nfe: measure.change(*(list(map(measure.of, rows)) for rows in pair)) for nfe, pair in pairs.items()}
         body.append([curve.name, *(cells.get(nfe, "") for nfe in plan.settings.nfes)])
     if not body:
@@ -117,22 +117,22 @@ def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
 
 def _joint(plan: MethodPlan, study: Study) -> list[str]:
     """Tables of joint divergences from a trained network; nothing if the plan has none."""
-    found = {
+    by_name = {
         name: {nfe: list(map(study.joint_kl, cells)) for nfe, cells in by_nfe.items()}
         for name, by_nfe in plan.joint_cells.items()
     }
-    if not found:
+    if not by_name:
         return []
-    settings, base = plan.settings, found[plan.reference]
+    settings, base = plan.settings, by_name[plan.reference]
     levels = [
         [name, *(JOINT.level(kls[nfe]) if nfe in kls else "" for nfe in settings.joint_nfes)]
-        for name, kls in found.items()
+        for name, kls in by_name.items()
     ]
     others = [curve.name for curve in plan.curves if curve.method and curve.name != plan.reference]
     changes = [
         [name, *(JOINT.change(kls[nfe], base[nfe]) if {nfe} <= kls.keys() & base.keys() else ""
                  for nfe in settings.joint_nfes)]
-        for name, kls in found.items() if name in others
+        for name, kls in by_name.items() if name in others
     ]  # fmt: skip
     columns = [_moves(nfe) for nfe in settings.joint_nfes]
     return [

@@ -187,9 +187,9 @@ class MethodPlan:
     @property
     def cells(self) -> list[AnyCell]:
         """All cells of the comparison."""
-        found: list[AnyCell] = [cell for curve in self.curves for nfe in curve.nfes for cell in curve.cells(nfe)]
+        of_curves: list[AnyCell] = [cell for curve in self.curves for nfe in curve.nfes for cell in curve.cells(nfe)]
         joint = [cell for by_nfe in self.joint_cells.values() for cells in by_nfe.values() for cell in cells]
-        return [*found, *self.frontier, *joint]
+        return [*of_curves, *self.frontier, *joint]
 
 
 def process_of(teacher: Run | str) -> str:
@@ -227,12 +227,12 @@ def method_plan(scale: str, methods: Sequence[str], num_seeds: int) -> MethodPla
 def _compared(recipe: str) -> dict[str, DistillationConfig]:
     """Settings by method, ``REFERENCE`` first: those of ``recipes.COMPARED`` if it has them, else of the recipe."""
     own = type(recipes.DISTILL[recipe])
-    found = {
+    settings = {
         name: recipes.distillation_recipes(name)[recipe]
-        for name, one in METHODS.items()
-        if one.settings_type is own or (recipe, name) in recipes.VARIANTS
+        for name, method in METHODS.items()
+        if method.settings_type is own or (recipe, name) in recipes.VARIANTS
     } | recipes.COMPARED.get(recipe, {})
-    return dict(sorted(found.items(), key=lambda item: not item[0].startswith(REFERENCE)))
+    return dict(sorted(settings.items(), key=lambda item: not item[0].startswith(REFERENCE)))
 
 
 def _teacher(config: DistillationConfig, settings: ScaleSettings) -> Run | str:

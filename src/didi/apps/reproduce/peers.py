@@ -105,11 +105,11 @@ def peers_table(peers: Peers, corpora: Sequence[str], study: Study) -> list[str]
         for name, peer in peers.items()
     }
     body = [[name, *(_perplexity(row) for row in by_corpus.values())] for name, by_corpus in likelihoods.items()]
-    lines = [*about(peers), *markdown_table(["perplexity [95% CI]", *corpora], body)]
+    lines = [*caption(peers), *markdown_table(["perplexity [95% CI]", *corpora], body)]
     return [*lines, "", *_order(likelihoods, corpora)] if set(RECIPE_SUFFIXES) <= set(peers) else lines
 
 
-def about(peers: Peers) -> list[str]:
+def caption(peers: Peers) -> list[str]:
     """A sentence about the training of peers that the study trains; nothing without such peers."""
     runs = [peer.config for peer in peers.values() if isinstance(peer, Run)]
     if not runs:

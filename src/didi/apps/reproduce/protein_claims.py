@@ -23,10 +23,10 @@ def comparison_lines(plan: ProteinPlan, study: ProteinStudy, judge: RecordedJudg
             for nfe in student_nfes:
                 for lengths in (plan.lengths, *((length,) for length in plan.lengths if len(plan.lengths) > 1)):
                     settings = (student_sampler, nfe), (teacher_sampler, TEACHER_NFE)
-                    found = compare(plan, study, judge, *settings, lengths)
+                    comparison = compare(plan, study, judge, *settings, lengths)
                     residues = str(lengths[0]) if len(lengths) == 1 else "all lengths"
                     names = [f"{nfe}, {student_sampler}", f"{TEACHER_NFE}, {teacher_sampler}", residues]
-                    body.append([*names, *_compared_cells(found, judge.unit, has_several=has_several)])
+                    body.append([*names, *_compared_cells(comparison, judge.unit, has_several=has_several)])
     header = ["moves of the student", "moves of the teacher", "residues", f"difference, {judge.unit} [95% CI]"]
     header += ["over seeds [95% CI]"] if has_several else []
     header += ["entropy ratio [95% CI]", "difference of nearest identity [95% CI]", "ratio of pair distances [95% CI]"]
@@ -67,26 +67,26 @@ def compare(
     return compare_sets(of_students, of_teacher, is_higher_better=judge.is_higher_better)
 
 
-def _compared_cells(found: SetComparison, unit: str, *, has_several: bool) -> list[str]:
+def _compared_cells(comparison: SetComparison, unit: str, *, has_several: bool) -> list[str]:
     spec = f"+.{digits(unit)}f"
     return [
-        number_with(found.difference, found.difference_ci, spec),
-        *([f"[{found.seeds_ci[0]:{spec}}, {found.seeds_ci[1]:{spec}}]"] if has_several else []),
-        number_with(found.entropy_ratio, found.entropy_ratio_ci, ".3f"),
-        number_with(found.identity_difference, found.identity_difference_ci, "+.3f"),
-        number_with(found.distance_ratio, found.distance_ratio_ci, ".3f"),
-        claim(found),
+        number_with(comparison.difference, comparison.difference_ci, spec),
+        *([f"[{comparison.seeds_ci[0]:{spec}}, {comparison.seeds_ci[1]:{spec}}]"] if has_several else []),
+        number_with(comparison.entropy_ratio, comparison.entropy_ratio_ci, ".3f"),
+        number_with(comparison.identity_difference, comparison.identity_difference_ci, "+.3f"),
+        number_with(comparison.distance_ratio, comparison.distance_ratio_ci, ".3f"),
+        claim(comparison),
     ]
 
 
-def claim(found: SetComparison) -> str:
+def claim(comparison: SetComparison) -> str:
     """``holds``, or ``*failed*`` and the parts of the claim that do not hold."""
     parts = {
-        "score": found.has_better_score,
-        "entropy": found.keeps_entropy,
-        "novelty": found.is_as_novel,
-        "diversity": found.is_as_diverse,
+        "score": comparison.has_better_score,
+        "entropy": comparison.keeps_entropy,
+        "novelty": comparison.is_as_novel,
+        "diversity": comparison.is_as_diverse,
     }
     failed = [name for name, holds in parts.items() if holds is False]
-    unknown = "; novelty not measured" if found.is_as_novel is None else ""
+    unknown = "; novelty not measured" if comparison.is_as_novel is None else ""
     return f"*failed*: {', '.join(failed)}{unknown}" if failed else f"holds{unknown}"

@@ -57,12 +57,12 @@ def chosen_samples(study: ProteinStudy, cells: Sequence[SampleCell], *, is_best:
         groups.setdefault((cell.length, cell.nfe), []).extend(
             Chosen(cell, number, residues, sign * score, 0) for number, (residues, score) in enumerate(pairs)
         )
-    found = []
+    chosen = []
     for candidates in groups.values():
         best = max(candidates, key=lambda candidate: candidate.score)
         score = study.record(best.cell)["scores"][best.number]
-        found.append(Chosen(best.cell, best.number, best.residues, score, len(candidates)))
-    return found
+        chosen.append(Chosen(best.cell, best.number, best.residues, score, len(candidates)))
+    return chosen
 
 
 def _lines(
@@ -77,8 +77,8 @@ def _lines(
     scores = record["residue_scores"] or [None] * len(chosen)
     traces = record["traces"] or [None] * len(chosen)
     drawn = [
-        Example(_title(plan, one, judge, is_best=is_best), one.residues, scores[number], traces[number])
-        for number, one in enumerate(chosen)
+        Example(_title(plan, sample, judge, is_best=is_best), sample.residues, scores[number], traces[number])
+        for number, sample in enumerate(chosen)
     ]
     unit = record["residue_unit"]
     figure = examples_figure(drawn, study.folder / f"{name}.png", unit=unit, is_higher_better=judge.is_higher_better)

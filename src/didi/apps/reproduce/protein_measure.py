@@ -85,7 +85,7 @@ def write_record(cell: ProteinCell, record: Mapping[str, Any], study: ProteinStu
 
 def _scored(cell: SampleCell | ControlCell, study: ProteinStudy) -> dict[str, Any]:
     """Sequences and their scores."""
-    about: dict[str, Any] = {"cell": asdict(cell), "sampling": asdict(study.sampling)}
+    record: dict[str, Any] = {"cell": asdict(cell), "sampling": asdict(study.sampling)}
     if isinstance(cell, ControlCell):
         natural = nearest_in_length(read_proteins(study.held_out_file), cell.length, study.sampling.num_samples)
         sequences = control_sets(natural, seed=cell.length)[cell.control]
@@ -99,7 +99,7 @@ def _scored(cell: SampleCell | ControlCell, study: ProteinStudy) -> dict[str, An
             options=SamplingOptions(sampler=cell.sampler, role=cell.role, batch_size=study.sampling.batch_size),
         )
         sequences = drawn.texts
-        about |= {
+        record |= {
             "nfe": drawn.nfe,
             "network_passes": float(drawn.network_passes.double().mean()),
             "discriminator_passes": float(drawn.discriminator_passes.double().mean()),
@@ -108,7 +108,7 @@ def _scored(cell: SampleCell | ControlCell, study: ProteinStudy) -> dict[str, An
     judge = _study_judge(study)
     described = {"name": judge.name, "unit": judge.unit, "is_higher_better": judge.is_higher_better}
     scores = _finite(judge.score(sequences), "scores", judge)
-    return about | {"judge": described, "sequences": sequences, "scores": scores.tolist()}
+    return record | {"judge": described, "sequences": sequences, "scores": scores.tolist()}
 
 
 def _examples(cell: ExampleCell, study: ProteinStudy) -> dict[str, Any]:
@@ -117,12 +117,12 @@ def _examples(cell: ExampleCell, study: ProteinStudy) -> dict[str, Any]:
     record: dict[str, Any] = {"sequences": sequences, "residue_unit": None, "residue_scores": None, "traces": None}
     if not isinstance(judge, ResidueJudge):
         return record
-    found = judge.residues(sequences, residue_frequencies(read_proteins(study.training_file)))
+    scored = judge.residues(sequences, residue_frequencies(read_proteins(study.training_file)))
     record |= {
         "residue_unit": judge.residue_unit,
-        "residue_scores": [_finite(residue.scores, "scores of residues", judge).tolist() for residue in found],
+        "residue_scores": [_finite(residue.scores, "scores of residues", judge).tolist() for residue in scored],
     }
-    traces = [residue.alpha_carbons for residue in found if residue.alpha_carbons is not None]
+    traces = [residue.alpha_carbons for residue in scored if residue.alpha_carbons is not None]
     if traces:
         record["traces"] = [_finite(trace, "positions of residues", judge).tolist() for trace in traces]
     return record

@@ -35,7 +35,10 @@ def add_neighbours(cells: Sequence[Cell], study: ProteinStudy) -> None:
         identities = nearest_identities_of_sets(sets, read_proteins(study.training_file))
     finally:
         clear_caches()
-    study.run(partial(_add, study=study), [(cell, one.tolist()) for cell, one in zip(missing, identities, strict=True)])
+    study.run(
+        partial(_add, study=study),
+        [(cell, identity.tolist()) for cell, identity in zip(missing, identities, strict=True)],
+    )
 
 
 def _is_incomplete(record: dict[str, Any]) -> bool:

@@ -49,7 +49,7 @@ def checked_controls(plan: ProteinPlan, study: ProteinStudy) -> CheckedControls:
     sets: dict[str, list[str]] = {name: [] for name in CONTROLS}
     for length in plan.lengths:
         natural = records[NATURAL, length]["sequences"]
-        new = [number for number, one in enumerate(natural) if one not in sets[NATURAL]]
+        new = [number for number, residues in enumerate(natural) if residues not in sets[NATURAL]]
         for name in CONTROLS:
             sets[name] += [records[name, length]["sequences"][number] for number in new]
     return CheckedControls(judge, check_judge(judge, sets), len(sets[NATURAL]))
@@ -59,9 +59,9 @@ def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -
     """First lines of the report: networks, settings, judge, order of the controls."""
     sampling, judge = study.sampling, controls.judge
     teacher, *students = plan.provenances
-    about = [
-        f"Student {number}: `{name}`, seed {one.get('seed', 'unknown')}"
-        for number, (name, one) in enumerate(zip(plan.students, students, strict=True), start=1)
+    seeds = [
+        f"Student {number}: `{name}`, seed {provenance.get('seed', 'unknown')}"
+        for number, (name, provenance) in enumerate(zip(plan.students, students, strict=True), start=1)
     ]
     body = [
         [f"{pair.better} over {pair.worse}", number_with(pair.difference, pair.interval, f"+.{digits(judge.unit)}f")]
@@ -69,7 +69,7 @@ def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -
     ]
     better = "higher" if judge.is_higher_better else "lower"
     return [
-        f"Teacher: `{plan.teacher}` (corpus {teacher.get('corpus', 'not recorded')}). {'. '.join(about)}.\n",
+        f"Teacher: `{plan.teacher}` (corpus {teacher.get('corpus', 'not recorded')}). {'. '.join(seeds)}.\n",
         f"{sampling.num_samples} samples of each network, sampler, length and number of moves, seed {sampling.seed}, "
         f"networks in {sampling.network}, draws in float64, uniform time grid; {machine_name()}. "
         f"Judge: `{judge.name}`, {judge.unit}, {better} is better. Intervals of one bundle are "
@@ -123,25 +123,25 @@ def claim(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
 
 def _curves(plan: ProteinPlan, study: ProteinStudy, length: int) -> list[Line]:
     """The lines of one panel."""
-    found = []
+    lines = []
     for sampler in plan.teacher_samplers:
         rows = [study.row(plan.teacher_cell(sampler, length, nfe)) for nfe in plan.nfes]
-        found.append(
+        lines.append(
             Line("teacher", sampler, list(plan.nfes), [row.score for row in rows], [row.score_ci for row in rows])
         )
     for sampler in plan.samplers:
         by_nfe = [[study.row(cell) for cell in plan.student_cells(sampler, length, nfe)] for nfe in plan.nfes]
         means = [statistics.fmean(row.score for row in rows) for rows in by_nfe]
-        found.append(Line("student", sampler, list(plan.nfes), means, [_score_interval(rows) for rows in by_nfe]))
-    return found
+        lines.append(Line("student", sampler, list(plan.nfes), means, [_score_interval(rows) for rows in by_nfe]))
+    return lines
 
 
 def _score_interval(rows: Sequence[ProteinRow]) -> Interval:
     """Over training seeds, or over the sequences of a single bundle."""
     if len(rows) == 1:
         return rows[0].score_ci
-    found = estimate([row.score for row in rows])
-    return found.low, found.high
+    over_seeds = estimate([row.score for row in rows])
+    return over_seeds.low, over_seeds.high
 
 
 def _table(plan: ProteinPlan, study: ProteinStudy, length: int, judge: RecordedJudge) -> list[str]:
@@ -203,8 +203,8 @@ def _mean_cells(rows: Sequence[ProteinRow], unit: str, *, is_guided: bool) -> li
         values = [value(row) for row in rows]
         if any(map(math.isnan, values)):
             return "–"
-        found = estimate(values)
-        return number_with(found.mean, (found.low, found.high) if has_interval else None, spec)
+        estimated = estimate(values)
+        return number_with(estimated.mean, (estimated.low, estimated.high) if has_interval else None, spec)
 
     return [
         *_settings_cells(rows, f"students, mean of {len(rows)}", is_guided=is_guided),

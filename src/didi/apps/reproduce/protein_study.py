@@ -127,8 +127,8 @@ class ProteinStudy:
 
     def record(self, cell: ProteinCell) -> dict[str, Any]:
         """Content of the file of a cell: sequences, scores, row and settings."""
-        found: dict[str, Any] = json.loads(self.file(cell).read_text("utf-8"))
-        return found
+        fields: dict[str, Any] = json.loads(self.file(cell).read_text("utf-8"))
+        return fields
 
     def row(self, cell: SampleCell | ControlCell) -> ProteinRow:
         """The row of the report that describes a cell."""

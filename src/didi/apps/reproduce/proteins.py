@@ -138,9 +138,11 @@ def protein_plan(teacher: str | None, flags: ProteinFlags) -> tuple[ProteinPlan,
     nfes = sorted({whole_number("--nfe", nfe, low=1) for nfe in flags.nfe or DEFAULT_NFES})
     lengths = sorted({whole_number("--lengths", length, low=1) for length in flags.lengths or DEFAULT_LENGTHS})
     bundle = _protein_bundle(teacher, "teacher", lengths, samplers)
-    abouts = [_protein_bundle(name, "student", lengths, samplers).provenance for name in flags.students]
-    _check_seeds(flags.students, abouts)
-    plan = ProteinPlan(teacher, flags.students, tuple(lengths), tuple(nfes), samplers, (bundle.provenance, *abouts))
+    provenances = [_protein_bundle(name, "student", lengths, samplers).provenance for name in flags.students]
+    _check_seeds(flags.students, provenances)
+    plan = ProteinPlan(
+        teacher, flags.students, tuple(lengths), tuple(nfes), samplers, (bundle.provenance, *provenances)
+    )
     if not plan.teacher_samplers:
         raise UsageError(
             "--samplers has a sampler for the teacher, which has no discriminator for guided: add ancestral"
@@ -174,7 +176,7 @@ def _protein_bundle(name: str, role: Role, lengths: Sequence[int], samplers: Seq
     return bundle
 
 
-def _check_seeds(students: Sequence[str], abouts: Sequence[Mapping[str, Any]]) -> None:
+def _check_seeds(students: Sequence[str], provenances: Sequence[Mapping[str, Any]]) -> None:
     """Refuse students that are not of different training seeds of one method.
 
     Raises:
@@ -184,16 +186,16 @@ def _check_seeds(students: Sequence[str], abouts: Sequence[Mapping[str, Any]]) -
     if len({digest(name) for name in students}) < len(students):
         raise UsageError(f"{rule}; got one bundle twice: leave it out")
     for field in ("method", "recipe"):
-        if len(found := {str(about[field]) for about in abouts if field in about}) > 1:
-            raise UsageError(f"{rule}; got the {field}s {', '.join(sorted(found))}: give those of one {field}")
-    seeds = [about["seed"] for about in abouts if "seed" in about]
+        if len(values := {str(provenance[field]) for provenance in provenances if field in provenance}) > 1:
+            raise UsageError(f"{rule}; got the {field}s {', '.join(sorted(values))}: give those of one {field}")
+    seeds = [provenance["seed"] for provenance in provenances if "seed" in provenance]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"{rule}; got seeds {', '.join(map(str, seeds))}: give one bundle for each seed")
 
 
-def _trained_length(about: Mapping[str, Any]) -> int | None:
+def _trained_length(provenance: Mapping[str, Any]) -> int | None:
     """``data.length`` of the training of a bundle with this provenance; None if it is not recorded."""
-    settings = about.get("settings")
+    settings = provenance.get("settings")
     data = settings.get("data") if isinstance(settings, dict) else None
     length = data.get("length") if isinstance(data, dict) else None
     return length if isinstance(length, int) else None
@@ -216,13 +218,15 @@ def _data(corpus: str | None, teacher: Bundle, students: Sequence[Mapping[str, A
     name = corpus or teacher.provenance.get("corpus")
     if not isinstance(name, str):
         raise UsageError(f"the bundle {teacher.name} does not record the corpus of its training: give --corpus")
-    corpora = {str(about["corpus"]) for about in students if "corpus" in about}
+    corpora = {str(provenance["corpus"]) for provenance in students if "corpus" in provenance}
     if corpus is None and (others := sorted(corpora - {name})):
         raise UsageError(
             f"teacher and students have the proteins of one corpus; the teacher has {name}, a student {others[0]}: "
             "give students of that corpus, or --corpus"
         )
-    lengths = {length for about in (teacher.provenance, *students) if (length := _trained_length(about)) is not None}
+    lengths = {
+        length for provenance in (teacher.provenance, *students) if (length := _trained_length(provenance)) is not None
+    }
     if len(lengths) > 1:
         raise UsageError(
             f"teacher and students were trained with one data.length; got {', '.join(map(str, sorted(lengths)))}: give "

@@ -144,9 +144,9 @@ class Study:
         """Whether a cell is measured."""
         return self._file(cell).is_file()
 
-    def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow | JointEstimate, **about: Any) -> None:
-        """Write the result of a cell, with further fields ``about`` it."""
-        record = {"row": row.record(), "sampling": asdict(self.sampling)} | about
+    def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow | JointEstimate, **fields: Any) -> None:
+        """Write the result of a cell, with further ``fields``."""
+        record = {"row": row.record(), "sampling": asdict(self.sampling)} | fields
         write_atomically(self._file(cell), json_text(record, indent=1) + "\n")
 
     def record(self, cell: AnyCell) -> dict[str, Any]:
@@ -292,5 +292,5 @@ def _common(sampling: Sampling) -> dict[str, Any]:
 def _write_set(cell: Cell, bundle: Bundle, study: Study, measured: SampleSet) -> None:
     network = bundle.networks().get(cell.role, bundle.network())  # of data and anchors: the default network
     texts, size = measured.texts[:NUM_TEXTS], num_parameters(network)
-    about = {"texts": texts, "num_parameters": size, "intended_nfe": bundle.intended_nfe}
-    study.write(cell, measured.row, workers=study.workers, **about)
+    fields = {"texts": texts, "num_parameters": size, "intended_nfe": bundle.intended_nfe}
+    study.write(cell, measured.row, workers=study.workers, **fields)

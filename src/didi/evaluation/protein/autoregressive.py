@@ -51,8 +51,12 @@ class OrderJudge:
             UsageError: a sequence is empty, or too long for the network.
         """
         self._check(sequences)
-        found = [self.nats(with_copies(residues, self._num_shuffles)) for residues in sequences]
-        return torch.stack([nats[1:].mean() - nats[0] for nats in found]) if found else torch.zeros(0).double()
+        nats_of_copies = [self.nats(with_copies(residues, self._num_shuffles)) for residues in sequences]
+        return (
+            torch.stack([nats[1:].mean() - nats[0] for nats in nats_of_copies])
+            if nats_of_copies
+            else torch.zeros(0).double()
+        )
 
     def residues(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[ResidueScores]:
         """See ``interface.ResidueJudge``.
@@ -73,12 +77,12 @@ class OrderJudge:
     @torch.no_grad()
     def _residue_nats(self, sequences: Sequence[str]) -> list[Float[Tensor, " _"]]:
         """Negative log-likelihood of each residue of each protein in nats, float64."""
-        device, found = next(self._network.parameters()).device, []
+        device, residue_nats = next(self._network.parameters()).device, []
         for begin in range(0, len(sequences), BATCH):
             canvas = protein_canvas(sequences[begin : begin + BATCH]).to(device)
             terms = self._network.nll(canvas.tokens).double()
-            found += [nats[is_free].cpu() for nats, is_free in zip(terms, canvas.is_free, strict=True)]
-        return found
+            residue_nats += [nats[is_free].cpu() for nats, is_free in zip(terms, canvas.is_free, strict=True)]
+        return residue_nats
 
     def _check(self, sequences: Sequence[str]) -> None:
         longest = self._network.length - FRAME

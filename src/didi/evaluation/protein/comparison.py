@@ -113,9 +113,9 @@ def compare_sets(
         sides = [[values(scored_set) for scored_set in sets] for sets in (pooled, teacher)]
         draws = [_resampled_means(sets, torch.Generator().manual_seed(seed + n)) for n, sets in enumerate(sides)]
         means = [_mean(sets) for sets in sides]
-        found = draws[0] / draws[1] if is_ratio else draws[0] - draws[1]
+        resampled = draws[0] / draws[1] if is_ratio else draws[0] - draws[1]
         value = (means[0] / means[1] if means[1] else math.nan) if is_ratio else means[0] - means[1]
-        return value, percentile_interval(found)
+        return value, percentile_interval(resampled)
 
     difference, difference_ci = compared(lambda scored: scored.scores, is_ratio=False)
     base = _mean([scored_set.scores for scored_set in teacher])
@@ -125,8 +125,8 @@ def compare_sets(
     novelty: tuple[float, Interval] = math.nan, NAN_INTERVAL
     if all(scored_set.identities is not None for scored_set in (*pooled, *teacher)):
         novelty = compared(_identities, is_ratio=False)
-    about = (difference, difference_ci, (seeds.low, seeds.high), ratio, ratio_ci, distance_ratio, distance_ratio_ci)
-    return SetComparison(*about, *novelty, is_higher_better=is_higher_better)
+    measured = (difference, difference_ci, (seeds.low, seeds.high), ratio, ratio_ci, distance_ratio, distance_ratio_ci)
+    return SetComparison(*measured, *novelty, is_higher_better=is_higher_better)
 
 
 def _identities(scored_set: ScoredSet) -> Tensor:

@@ -32,8 +32,8 @@ def control_sets(natural: Sequence[str], *, seed: int = 0) -> dict[str, list[str
     """
     others = "".join(sorted(set("".join(natural)) - set(RESIDUES)))
     if not natural or others:
-        found = f"the letters {others!r}: leave these proteins out" if others else "none"
-        raise UsageError(f"controls are made of one protein or more of the residues {RESIDUES}; got {found}")
+        problem = f"the letters {others!r}: leave these proteins out" if others else "none"
+        raise UsageError(f"controls are made of one protein or more of the residues {RESIDUES}; got {problem}")
     numbered = list(enumerate(natural))
     return {
         NATURAL: list(natural),

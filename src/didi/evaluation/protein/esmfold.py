@@ -54,15 +54,15 @@ class EsmFoldJudge:
             UsageError: a sequence is empty.
         """
         del frequencies
-        found: dict[int, ResidueScores] = {}
+        scores: dict[int, ResidueScores] = {}
         for batch, output in self._folded(sequences):
             plddt, weight = _plddt(output)
             means = 100 * (plddt * weight).sum(2) / weight.sum(2).clamp(min=1)
             atoms = output["positions"][-1][:, :, ALPHA_CARBON].cpu().double()  # of the last block
             for row, number in enumerate(batch):
                 length = len(sequences[number])
-                found[number] = ResidueScores(means[row, :length], atoms[row, :length])
-        return [found[number] for number in range(len(sequences))]
+                scores[number] = ResidueScores(means[row, :length], atoms[row, :length])
+        return [scores[number] for number in range(len(sequences))]
 
     def _folded(self, sequences: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
         """Numbers of sequences of similar length, and the model's output for them."""

@@ -62,8 +62,8 @@ class IgFoldJudge:
         Raises:
             UsageError: a sequence is empty, too long, or has a letter that is not a standard residue.
         """
-        found = [residues.scores.mean() for residues in self.residues(sequences, {})]
-        return torch.stack(found) if found else torch.zeros(0).double()
+        means = [residues.scores.mean() for residues in self.residues(sequences, {})]
+        return torch.stack(means) if means else torch.zeros(0).double()
 
     def residues(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[ResidueScores]:
         """See ``interface.ResidueJudge``: the mean error over the backbone of each residue, and the structure.

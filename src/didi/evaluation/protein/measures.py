@@ -91,13 +91,13 @@ def _edit_distances(
         code[: len(residues)] = torch.tensor(list(residues.encode()), dtype=torch.int32)
     columns = torch.arange(codes.shape[1] + 1, dtype=torch.int32)
     sources, targets = codes[first], codes[second]
-    row, found = columns.repeat(len(first), 1), torch.zeros(len(first), dtype=torch.int32)
+    row, distances = columns.repeat(len(first), 1), torch.zeros(len(first), dtype=torch.int32)
     for prefix in range(1, codes.shape[1] + 1):
         is_other = sources[:, prefix - 1 : prefix] != targets
         without_insertions = torch.cat([row[:, :1] + 1, torch.minimum(row[:, 1:] + 1, row[:, :-1] + is_other)], dim=1)
         row = (without_insertions - columns).cummin(1).values + columns
-        found = torch.where(lengths[first] == prefix, row.gather(1, lengths[second, None]).squeeze(1), found)
-    return found.double() / torch.maximum(lengths[first], lengths[second])
+        distances = torch.where(lengths[first] == prefix, row.gather(1, lengths[second, None]).squeeze(1), distances)
+    return distances.double() / torch.maximum(lengths[first], lengths[second])
 
 
 def nearest_training_identities(sequences: Sequence[str], training: Sequence[str]) -> Float[Tensor, " n"]:

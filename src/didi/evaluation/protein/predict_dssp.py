@@ -50,14 +50,14 @@ class SecondaryStructure(nn.Module):
                 raise UsageError(
                     f"{DSSP_ORDER} judges proteins of the 20 standard residues; got {residues[:20]!r}: leave it out"
                 )
-        device, found = self.fc.weight.device, list[Tensor]()
+        device, probs = self.fc.weight.device, list[Tensor]()
         for begin in range(0, len(sequences), _BATCH):
             batch = sequences[begin : begin + _BATCH]
             rows = [torch.tensor([RESIDUES.index(letter) for letter in residues], device=device) for residues in batch]
             packed = pack_sequence([one_hot(row, len(RESIDUES)).float() for row in rows], enforce_sorted=False)
             hidden = unpack_sequence(self.lstm(packed)[0])
-            found += [self.fc(row).double().softmax(-1).cpu() for row in hidden]
-        return found
+            probs += [self.fc(row).double().softmax(-1).cpu() for row in hidden]
+        return probs
 
 
 class DsspOrderJudge:

@@ -81,10 +81,10 @@ class ProteinRow:
         """
 
         def value(name: str) -> Any:
-            found = record[name]
+            recorded = record[name]
             if name.endswith("_ci"):
-                return tuple(math.nan if value is None else value for value in found)
-            return math.nan if found is None else found
+                return tuple(math.nan if value is None else value for value in recorded)
+            return math.nan if recorded is None else recorded
 
         return cls(**{field.name: value(field.name) for field in fields(cls) if field.name in record})
 

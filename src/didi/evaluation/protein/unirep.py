@@ -58,8 +58,8 @@ class UniRepJudge:
         Raises:
             UsageError: a sequence is empty, or has a letter that UniRep does not know.
         """
-        found = gains(residue_nats(self._network, sequences), sequences, frequencies)
-        return [ResidueScores(-gain) for gain in found]
+        residue_gains = gains(residue_nats(self._network, sequences), sequences, frequencies)
+        return [ResidueScores(-gain) for gain in residue_gains]
 
 
 class UniRepOrderJudge:
@@ -87,8 +87,8 @@ class UniRepOrderJudge:
 
     def residues(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[ResidueScores]:
         """See ``autoregressive.OrderJudge.residues``."""
-        found = gains(residue_nats(self._network, sequences), sequences, frequencies)
-        return [ResidueScores(gain) for gain in found]
+        residue_gains = gains(residue_nats(self._network, sequences), sequences, frequencies)
+        return [ResidueScores(gain) for gain in residue_gains]
 
 
 def residue_nats(network: UniRep, sequences: Sequence[str]) -> list[Float[Tensor, " _"]]:
@@ -99,7 +99,7 @@ def residue_nats(network: UniRep, sequences: Sequence[str]) -> list[Float[Tensor
     Raises:
         UsageError: a sequence is empty, or has a letter that UniRep does not know.
     """
-    tokens, found = [tokens_of(residues) for residues in sequences], dict[int, Tensor]()
+    tokens, by_number = [tokens_of(residues) for residues in sequences], dict[int, Tensor]()
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     while order:
         size = max(1, min(BATCH, MAX_BATCH_RESIDUES // len(sequences[order[0]])))
@@ -107,8 +107,8 @@ def residue_nats(network: UniRep, sequences: Sequence[str]) -> list[Float[Tensor
         padded = pad_sequence([tokens[number] for number in batch], batch_first=True, padding_value=PAD_TOKEN)
         terms = network.nll(padded.to(network.embedding.device))
         for number, nats in zip(batch, terms.double().cpu(), strict=True):
-            found[number] = nats[: len(sequences[number])]
-    return [found[number] for number in range(len(sequences))]
+            by_number[number] = nats[: len(sequences[number])]
+    return [by_number[number] for number in range(len(sequences))]
 
 
 def load_network(device: str | torch.device = "cpu", *, units: int = UNITS[-1]) -> UniRep:
