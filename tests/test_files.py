@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from didi.files import json_text, staged_folder, write_atomically
+from didi.files import check_folder, json_text, staged_folder, write_atomically
 
 
 @pytest.mark.parametrize("content", ["β\n", b"\xff\r\n"])
@@ -27,6 +27,24 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_none_is_created(tmp_path, monkeypatch):
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new" / "newer")
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "new"):
+        with pytest.raises(NotADirectoryError, match="file"):
+            check_folder(path)
+
+    def fail(dir):
+        assert dir == tmp_path
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    with pytest.raises(PermissionError):
+        check_folder(tmp_path / "new" / "newer")
 
 
 def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(tmp_path, monkeypatch):

@@ -132,8 +132,6 @@ def bench(args: Sequence[str]) -> None:
     guidance = guidance_from_flags(command.guidance, bundle) or bundle.guidance or Guidance()
     length = bundle.network().length if command.length is None else command.length
     _check_networks(bundle, requested, length)
-    if command.out is not None:
-        command.out.mkdir(parents=True, exist_ok=True)  # before the work, so that an error is reported at once
     for size, nfe in product(command.batch_size, command.nfe):
         for method in {*requested} & {*SAMPLERS}:
             find_sampler(method, bundle.process.name)

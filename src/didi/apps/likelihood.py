@@ -59,8 +59,6 @@ def run_likelihood(args: Sequence[str]) -> None:
     trained_on = bundle.provenance.get("corpus")
     stand_ins = () if trained_on in CHAINS else unseen_stand_ins(trained_on)
     corpora = command.data or (*([str(trained_on)] if trained_on else []), *stand_ins)
-    if command.out is not None:
-        command.out.mkdir(parents=True, exist_ok=True)
     rows: list[LikelihoodRow] = []
     for corpus in dict.fromkeys(corpora):
         for role in roles:

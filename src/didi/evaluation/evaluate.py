@@ -27,6 +27,7 @@ from didi.evaluation.perplexity import ExactJudge, Judge, Scores
 from didi.evaluation.plan import PlannedRow, plan_rows, swept_options
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import EvaluationRow, GivenFields, SampleSet, measure
+from didi.files import check_folder
 from didi.models.bundle import Bundle, Role
 from didi.models.nelbo import nats_per_token
 from didi.process_group import process_group
@@ -87,13 +88,16 @@ def evaluate(
     Raises:
         UsageError: the bundle, the judge or an argument does not allow the evaluation.
         DidiError: a judge cannot be read or reached, or a package that it needs is not installed.
+        OSError: ``out`` is not writable; it is checked before any work.
     """
     sets = checked_sets(instance("bundle", bundle, Bundle), data, anchors)
     seed, num_samples = whole_number("seed", seed), whole_number("num_samples", num_samples, low=1)
     moves = [whole_number("nfe", number, low=1) for number in listed("nfe", nfe, allows_none=bool(sets))]
     base_options = instance("options", SamplingOptions() if options is None else options, SamplingOptions)
     plan = plan_rows(bundle, role, sampler, moves, swept_options(base_options, temperature, top_p))
-    folder = _created(out)  # before the work, so that a folder that cannot be created is reported at once
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_folder(folder)
     joint_reference = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
     features = None if embed is None else embed(decode(bundle, _reference_rows(sets.get("data"), num_samples, seed)))
     results = _Results(judges, seed, embed, features, joint_reference, folder, on_set)
@@ -214,14 +218,6 @@ def _sample(
             grid="given" if settings.times else settings.grid,
             settings=settings_text(settings),
         )
-
-
-def _created(out: Path | str | None) -> Path | None:
-    """The folder of the results, created if it does not exist."""
-    if out is None:
-        return None
-    Path(out).mkdir(parents=True, exist_ok=True)
-    return Path(out)
 
 
 def _scores(judge: Judge, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
