@@ -1,6 +1,7 @@
 """Mutation testing: docs/results/mutants.json.
 
-    python benchmarks/mutants.py [MODULE ...] [--sample N] [--minutes M] [--survivors] [--fast] [--named]
+    python benchmarks/mutants.py [MODULE ...] [--sample N] [--seed S] [--results FILE] [--minutes M]
+                                 [--survivors] [--fast] [--named]
 
 A mutant is a module with one small change, made by an operator of Cosmic Ray or by one of two further operators (a
 keyword argument left out, an update of a variable left out). Tests of a mutant, first the fast ones, then the slow ones
@@ -159,7 +160,7 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
     if options.survivors:
         tried = [mutant for mutant in mutants if (mutant.old, mutant.new) in reasons]
     else:
-        tried = random.Random(0).sample(mutants, min(options.sample or len(mutants), len(mutants)))
+        tried = random.Random(options.seed).sample(mutants, min(options.sample or len(mutants), len(mutants)))
     counts, survivors = {"killed": 0, "survived": 0, "timeout": 0}, []
     for done, mutant in enumerate(tried):
         if time.monotonic() > start + 60 * options.minutes:
@@ -232,25 +233,28 @@ def in_child(work, *arguments) -> None:
 
 def record(module: str, options: argparse.Namespace) -> None:
     """Run one module and write its part of the results."""
-    of_module = run_module(module, options, _stored_results().get(module, {}))
-    results = {**_stored_results(), module: of_module}  # read again: reasons may have been written since
-    write_atomically(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    of_module = run_module(module, options, _stored(options.results).get(module, {}))
+    results = {**_stored(options.results), module: of_module}  # read again: reasons may have been written since
+    write_atomically(options.results, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 
 
-def _stored_results() -> dict:
-    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+def _stored(results: Path) -> dict:
+    return json.loads(results.read_text("utf-8")) if results.exists() else {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=list(TESTS), metavar="MODULE", help=", ".join(TESTS))
     parser.add_argument("--sample", type=int, help="at most so many mutants of each module, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop each module after this time")
     parser.add_argument("--survivors", action="store_true", help="only those that survived the last run")
     parser.add_argument("--fast", action="store_true", help="only fast tests; then run --survivors without this option")
     parser.add_argument("--named", action="store_true", help="only the named mutations")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    arguments.results = arguments.results.absolute()
     os.chdir(ROOT)
     if arguments.named:
         for module in NAMED:
