@@ -224,8 +224,10 @@ export class Player {
     this.scrub.setAttribute("aria-valuetext", duration(this.time));
     this.readout.replaceChildren(element("b", {}, duration(this.time)), element("span", {}, ` of ${duration(this.total)}`));
     const isAtEnd = this.time >= this.total;
+    const label = this.isPlaying ? "Pause" : isAtEnd ? "Play again" : "Play";
+    if (label === this.button.getAttribute("aria-label")) return;  // an icon replaced during a click can lose the click
     this.button.replaceChildren(icon(this.isPlaying ? PAUSE : isAtEnd ? AGAIN : PLAY));
-    this.button.setAttribute("aria-label", this.isPlaying ? "Pause" : isAtEnd ? "Play again" : "Play");
+    this.button.setAttribute("aria-label", label);
   }
 
   toggle() { if (this.isPlaying) this.pause(); else this.play(); }

@@ -43,7 +43,7 @@ export class Settings {
 
   row(lane) {
     const numeric = (value, attributes) => element("input", { type: "number", value, ...attributes });
-    const network = element("select", {}, ...this.known.map((one) => element("option", { value: key(one) }, label(one, this.isOnlyModel))));
+    const network = element("select", {}, ...this.known.map((each) => element("option", { value: key(each) }, label(each, this.isOnlyModel))));
     const sampler = element("select");
     const nfe = numeric(lane.nfe, { min: 1, max: MOST_MOVES, step: 1, required: true });
     const guidance = numeric(lane.guidance_scale, { min: 0, step: "any", placeholder: "default" });
@@ -53,11 +53,11 @@ export class Settings {
       labelled("Moves", nfe), labelled("Temperature", temperature), labelled("Guidance", guidance),
       element("button", { class: "quiet remove", type: "button", "aria-label": "Remove this network",
         onclick: () => { row.remove(); this.update(); } }, "×"));
-    const chosen = () => this.known.find((one) => key(one) === network.value);
+    const chosen = () => this.known.find((each) => key(each) === network.value);
     const update = (preferred) => {
       const { samplers, role, length } = chosen();
       const isLeftToRight = role === "autoregressive";
-      sampler.replaceChildren(...samplers.map((one) => element("option", { value: one }, isLeftToRight ? "left to right" : one.replaceAll("-", " "))));
+      sampler.replaceChildren(...samplers.map((name) => element("option", { value: name }, isLeftToRight ? "left to right" : name.replaceAll("-", " "))));
       if (samplers.includes(preferred)) sampler.value = preferred;
       sampler.disabled = nfe.disabled = isLeftToRight;
       if (isLeftToRight) nfe.value = length;
