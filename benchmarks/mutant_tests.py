@@ -16,6 +16,7 @@ ABSORBING = [f"{DIFFUSION}test_absorbing.py", f"{DIFFUSION}test_absorbing_bound.
 PATHS = [f"{OBJECTIVES}test_whole_path.py", f"{OBJECTIVES}test_uniform_path.py", f"{OBJECTIVES}test_reference.py"]
 PADDED = f"{TRAINING}test_padded_distill.py"
 OTHER_TEACHERS = f"{TRAINING}test_other_teachers.py"
+START = f"{TRAINING}test_start.py"
 POSITIONWISE = f"{SAMPLING}test_positionwise.py"
 CANVAS = f"{SAMPLING}test_canvas.py"
 EXACT = f"{EVALUATION}test_exact.py"
@@ -73,8 +74,20 @@ TESTS = {
     "didi/evaluation/exact/uniform_guided": [f"{SAMPLING}test_uniform_guided.py"],
     "didi/methods/base": [SETTINGS, f"{TRAINING}test_didi_metrics.py", WIRING, PRETRAIN],
     "didi/methods/dcd": [f"{TRAINING}test_dcd.py", RECORDS],
-    "didi/methods/didi": [WIRING, f"{TRAINING}test_didi_metrics.py", WIRING_OPTIMIZERS, OPTIONS, DISTILL, RECORDS],
-    "didi/methods/didi_networks": [WIRING, WIRING_OPTIMIZERS, OPTIONS, DISTILL],
+    "didi/methods/didi": [
+        WIRING,
+        f"{TRAINING}test_didi_metrics.py",
+        WIRING_OPTIMIZERS,
+        OPTIONS,
+        f"{TRAINING}test_reference.py",
+        f"{TRAINING}test_budgets.py",
+        START,
+        PADDED,
+        OTHER_TEACHERS,
+        DISTILL,
+        RECORDS,
+    ],
+    "didi/methods/didi_networks": [WIRING, WIRING_OPTIMIZERS, OPTIONS, START, DISTILL],
     "didi/methods/didi_settings": [
         SETTINGS,
         f"{OPTIONS}::test_invalid_settings_are_refused_before_the_first_step",
@@ -89,7 +102,7 @@ TESTS = {
         f"{WIRING}::test_the_gradients_of_networks_that_read_the_noise_level_equal_the_rebuilt_ones",
     ],
     "didi/methods/duo": [f"{TRAINING}test_duo.py", "tests/apps/test_train_options.py", RECORDS],
-    "didi/methods/elbo": [SETTINGS, PRETRAIN, WIRING_OPTIMIZERS],
+    "didi/methods/elbo": [SETTINGS, PRETRAIN, WIRING_OPTIMIZERS, f"{TRAINING}test_start_pretrain.py"],
     "didi/methods/masked_moves": [
         f"{OBJECTIVES}test_whole_path.py",
         f"{OBJECTIVES}test_latent_path.py",
@@ -101,6 +114,7 @@ TESTS = {
     "didi/methods/real_source": [
         f"{WIRING}::test_every_field_of_the_discriminators_settings_changes_the_gradients",
         f"{WIRING}::test_micro_batches_are_averaged",
+        f"{TRAINING}test_real_source.py",
         OPTIONS,
         WIRING,
         DISTILL,
@@ -114,7 +128,7 @@ TESTS = {
     ],
     "didi/methods/rollout": [f"{TRAINING}test_rollout.py", WIRING, RECORDS],
     "didi/methods/sdtt": [f"{TRAINING}test_sdtt.py", f"{OBJECTIVES}test_sdtt.py", RECORDS],
-    "didi/methods/settings": [SETTINGS, f"{TRAINING}test_recipes.py", PRETRAIN],
+    "didi/methods/settings": [SETTINGS, f"{TRAINING}test_recipes.py", PRETRAIN, START],
     "didi/methods/uniform_moves": [
         f"{OBJECTIVES}test_uniform_path.py",
         f"{OTHER_TEACHERS}::test_guidance_states_are_those_of_the_finished_students_sampler",

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from didi.diffusion import categorical
-from didi.diffusion.categorical import divergence, entropy, sample_categorical, sample_gumbel
+from didi.diffusion.categorical import divergence, entropy, sample_categorical, sample_from_weights, sample_gumbel
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 
@@ -42,6 +42,14 @@ def test_inversion_gives_each_token_an_interval_as_long_as_its_probability():
     inner = torch.cat([edges[:-1] + 1e-9, edges[1:] - 1e-9])
     expected = torch.tensor([0, 2, 3, 4, 5]).repeat(2)
     assert torch.equal(sample_categorical(PROBS.log().expand(10, -1), inner), expected)
+
+
+def test_draws_from_weights_are_those_from_their_logarithms():
+    log_probs, uniforms = random_log_probs(50, 7), torch.linspace(0, 0.999, 50, dtype=torch.float64)
+    drawn = sample_from_weights(3 * log_probs.exp(), uniforms)
+    assert torch.equal(drawn, sample_categorical(log_probs, uniforms))
+    # The cumulative sum has the precision of the uniform numbers: float32 would lose the second weight.
+    assert sample_from_weights(torch.tensor([[1.0, 1e-9]]), torch.tensor([1 - 1e-10], dtype=torch.float64)) == 1
 
 
 @pytest.mark.parametrize("probs", [[0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 1 / 3, 2 / 3, 0], [0, 1e-300, 1, 0]])

@@ -47,6 +47,20 @@ def test_a_sequence_that_does_not_draw_keeps_its_place_in_its_stream():
     assert torch.equal(then_all, torch.stack([second[0], first[1], second[2]]))
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((3,), 0), ((3, 2), 0), ((2, 3), 1), ((2, 3, 4), 1)])
+def test_a_padded_sequence_draws_the_numbers_of_its_own_positions(shape, axis):
+    lengths = [3, 2]
+    padded = SequenceNoise(5, [0, 1], lengths=lengths)
+    for name in ("uniforms", "normals"):
+        for row, drawn in enumerate(getattr(padded, name)(*shape, positions=axis)):
+            unpadded = [lengths[row] if n == axis else size for n, size in enumerate(shape)]
+            alone = SequenceNoise(5, [row])
+            if name == "normals":
+                alone.uniforms(*unpadded)
+            assert torch.equal(drawn.narrow(axis, 0, lengths[row]), getattr(alone, name)(*unpadded)[0])
+            assert not drawn.narrow(axis, lengths[row], 3 - lengths[row]).any()
+
+
 def test_different_seeds_give_different_streams():
     assert not torch.equal(SequenceNoise(0, [0]).uniforms(3), SequenceNoise(1, [0]).uniforms(3))
     assert len(SequenceNoise(0, [4, 5])) == 2

@@ -13,7 +13,7 @@ from didi.errors import UsageError
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.exact import rows as rows_module
 from didi.evaluation.exact.divergences import exact_divergences
-from didi.evaluation.exact.guided import ranked_probs
+from didi.evaluation.exact.guided import guided_distribution, ranked_probs
 from didi.evaluation.exact.limit import minimal_divergence
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
@@ -24,6 +24,7 @@ from didi.sampling.base import path_alphas, time_grid
 from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance, Guided
 from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import make_sampler
 
 SMALL = States(num_symbols=2, length=3)
 
@@ -233,6 +234,28 @@ def test_what_cannot_be_enumerated_is_refused_in_one_line():
         chain_predictions(exact_chain(), SMALL)
     with pytest.raises(UsageError, match="p is a distribution; got a sum of nan"):
         exact_divergences(torch.full((4,), math.nan).double(), torch.zeros(4).double())
+    with pytest.raises(UsageError, match=r"p is a distribution; got a sum of 1\.0 and a minimum of -0\.5"):
+        exact_divergences(torch.tensor([1.5, -0.5]).double(), torch.zeros(2).double())
+
+
+def test_the_posterior_of_a_single_position_is_the_stationary_distribution():
+    chain, states = exact_chain(), States(4, 1)
+    torch.testing.assert_close(chain_predictions(chain, states)[-1, 0], chain.stationary)
+
+
+def test_the_best_of_several_candidates_has_no_exact_distribution(make_dit, make_discriminator):
+    teacher = make_dit(vocab_size=3, length=3)
+    bundle, times = Bundle(teacher=teacher, discriminator=make_discriminator(teacher)), time_grid(2)
+    tables = random_tables(SMALL, 1)
+
+    def distribution(select, num_candidates):
+        guidance = Guidance(tilted_fraction=0.0, select=select, num_candidates=num_candidates)
+        sampler = make_sampler(bundle, SamplingOptions(sampler="guided", guidance=guidance), 2)
+        return guided_distribution(SMALL, sampler, times, lambda _: tables[0])
+
+    assert torch.equal(distribution("best", 1), distribution("sample", 1))
+    with pytest.raises(UsageError, match="an exact guided distribution needs select 'sample'; got 'best'"):
+        distribution("best", 2)
 
 
 @pytest.mark.parametrize("floor", [1e-100, 1e-170, 1e-300])

@@ -188,6 +188,10 @@ def test_what_cannot_be_fitted_is_refused(randomise):
         joint_divergence(torch.zeros(16, 8).long(), tiny_network(randomise))
     with pytest.raises(UsageError, match="got 1, 16 and 32"):
         JointSettings(folds=1)
+    with pytest.raises(UsageError, match="got 4, 0 and 32"):
+        JointSettings(epochs=0)
+    with pytest.raises(UsageError, match="got 4, 16 and 0"):
+        JointSettings(batch_size=0)
     with pytest.raises(UsageError, match="between 0 and 1; got 1"):
         JointSettings(stop_fraction=1.0)
 

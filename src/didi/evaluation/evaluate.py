@@ -88,19 +88,16 @@ def evaluate(
     Raises:
         UsageError: the bundle, the judge or an argument does not allow the evaluation.
         DidiError: a judge cannot be read or reached, or a package that it needs is not installed.
-        OSError: ``out`` is not writable; it is checked before any work.
+        OSError: ``out`` is not writable; it is checked before the first sample.
     """
     sets = checked_sets(instance("bundle", bundle, Bundle), data, anchors)
     seed, num_samples = whole_number("seed", seed), whole_number("num_samples", num_samples, low=1)
     moves = [whole_number("nfe", number, low=1) for number in listed("nfe", nfe, allows_none=bool(sets))]
     base_options = instance("options", SamplingOptions() if options is None else options, SamplingOptions)
     plan = plan_rows(bundle, role, sampler, moves, swept_options(base_options, temperature, top_p))
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        check_folder(folder)
     joint_reference = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
     features = None if embed is None else embed(decode(bundle, _reference_rows(sets.get("data"), num_samples, seed)))
-    results = _Results(judges, seed, embed, features, joint_reference, folder, on_set)
+    results = _Results(judges, seed, embed, features, joint_reference, None if out is None else Path(out), on_set)
     _score_sets(bundle, sets, num_samples, results)
     _sample(bundle, plan, num_samples, sets.get("data"), results)
     results.report(bundle)
@@ -130,6 +127,10 @@ class _Results:
     out: Path | None
     on_set: Callable[[SampleSet], None] | None
     sets: list[SampleSet] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.out is not None:
+            check_folder(self.out)
 
     def add(
         self,
