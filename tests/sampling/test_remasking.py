@@ -1,6 +1,7 @@
 """Remasking (ReMDM): the exact distribution of samples, the share of masks in each move, and the settings."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -86,6 +87,8 @@ def test_prompts_are_kept(enumerated, tabular, canvas_of):
         ({"strategy": "loop"}, "a remasking strategy is one of cap, rescale; got 'loop'"),
         ({"eta": 1.5}, r"eta lies in \[0, 1\]; got 1.5"),
         ({"t_on": 0.2, "t_off": 0.5}, "0 <= t_off <= t_on <= 1"),
+        ({"t_on": math.nan}, "t_on is a finite number; got nan"),
+        ({"t_off": math.nan}, "t_off is a finite number; got nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(unchecked, values, message):

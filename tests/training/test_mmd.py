@@ -19,7 +19,7 @@ from didi.methods.mmd import Mmd
 from didi.methods.mmd_settings import MmdConfig, MmdObjective
 from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 from didi.models.bundle import Bundle
-from didi.objectives.mmd import mmd_advantages
+from didi.objectives.mmd import mean_of_pairs, mmd_advantages
 from didi.recipes import distillation_recipes
 from didi.sampling.base import time_grid
 from didi.sampling.uniform_ancestral import UniformAncestral
@@ -91,7 +91,9 @@ def naive_kernels(method, batch):
         is_scored = torch.ones(1, length, dtype=torch.bool)
     rows = torch.cat([batch.x, batch.real], 1)
     features = [features_of(method, rows.flatten(0, 1), layer).unflatten(0, rows.shape[:2]) for layer in layers]
-    kernels = torch.zeros(num_states, num_samples, rows.shape[1])
+    # Of a state without scored positions no pair of positions is compared, while its pooled features are all equal.
+    of_no_positions = 0.0 if objective.features == "token" else 1.0
+    kernels = torch.full((num_states, num_samples, rows.shape[1]), of_no_positions)
     for state in is_scored.any(1).nonzero().flatten():
         points = [
             [rows_of_features[state, row, is_scored[state]] for rows_of_features in features]
@@ -142,7 +144,10 @@ def test_the_gradient_equals_that_of_naive_kernels_and_depends_on_every_setting(
             advantage = advantage / advantage.square().mean().sqrt()
         expected = gradient(method, (advantage * batch.score).mean())
         batch = method.prepare(0, 0)
-        gradients.append(gradient(method, method._loss(batch)[0]))
+        loss, metrics = method._loss(batch)
+        discrepancy = mean_of_pairs(sample_kernel).mean() - 2 * cross_kernel.mean()
+        assert float(metrics["mmd"]) == pytest.approx(float(discrepancy), rel=1e-3, abs=1e-4)
+        gradients.append(gradient(method, loss))
         torch.testing.assert_close(gradients[-1], expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
     for first, second in pairwise(gradients):
         assert (first - second).norm() > 0.01 * first.norm()

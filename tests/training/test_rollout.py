@@ -124,6 +124,12 @@ def test_corruptions_are_independent_and_at_their_time(student, coupled_time):
     assert (correlation > 0.5) == coupled_time
 
 
+def test_the_canvas_of_the_corruptions_has_a_row_for_each(student):
+    batch = roll(student, 4, completions=2, corruptions=3)
+    assert batch.z_t.shape == (4, 2, 3, 2)
+    assert len(batch.corruption_canvas) == 4 * 2 * 3
+
+
 @torch.no_grad()
 def test_completions_of_a_state_are_independent_and_keep_its_tokens(student):
     batch = roll(student, 3000, completions=2)
