@@ -110,6 +110,23 @@ def test_uniform_numbers_on_a_grid_draw_each_token_as_often_as_its_probability(n
     torch.testing.assert_close(actual, expected, atol=1.5 / num, rtol=0)
 
 
+def test_moves_of_a_score_network_have_the_weights_of_their_predictor_and_the_last_move_is_analytic():
+    process, z = ScoreUniform(NUM, EPS), torch.tensor([0, 2, 1])
+    logits = torch.randn(3, NUM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for t, s, is_last in ((0.9, 0.4, False), (0.3, 0.0, True)):
+        alpha_t, alpha_s = (float(process.schedule.alpha(torch.tensor(time).double())) for time in (t, s))
+        weights = {
+            "analytic": process.reverse_weights(logits, z, alpha_t, alpha_s),
+            "euler": process.euler_weights(logits, z, t, s),
+        }
+        probs = {name: of / of.sum(-1, keepdim=True) for name, of in weights.items()}
+        assert (probs["analytic"] - probs["euler"]).abs().max() > 0.01
+        for predictor in probs:
+            sampler = ScoreSampler(Tabular(NUM), process, predictor=predictor)
+            actual = sampler.move_probs(logits, z, torch.tensor(t).double(), torch.tensor(s).double())
+            torch.testing.assert_close(actual, probs["analytic" if is_last else predictor], rtol=1e-4, atol=1e-6)
+
+
 def test_the_largest_uniform_number_replaces_a_mask_by_a_token():
     """Rounding can make the number with which the new token is drawn 1, and the mask is the last symbol."""
     sampler, num = SAMPLERS["score, absorb"](), 200
