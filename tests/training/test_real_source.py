@@ -1,12 +1,19 @@
 """The file of a teacher pool, errors if it is damaged, and progress reports while it is drawn."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.noise import derive_seed
+from didi.diffusion.schedule import Cosine
 from didi.errors import DidiError, UsageError
 from didi.methods import real_source
 from didi.process_group import ProcessGroup
+from didi.sampling.generate import generate
 
 from .distill_case import with_discriminator
 
@@ -36,6 +43,15 @@ def test_only_the_first_process_reports(unchecked, monkeypatch, capsys, rank, re
     monkeypatch.setattr(real_source, "process_group", lambda: ProcessGroup(rank, 2))
     real_source._pool_progress(40, 4)(SimpleNamespace(indices=range(4, 8), number=2))  # 4 and half of 4, of 20
     assert capsys.readouterr().err == report
+
+
+def test_a_pool_holds_samples_of_the_teacher_with_its_process(make_job, teacher, tmp_path):
+    cosine = replace(teacher, process=Absorbing(teacher.teacher.mask_id, Cosine()))
+    make_job(POOL, tmp_path, cosine)
+    pool = load_file(tmp_path / "teacher-pool.safetensors")["tokens"]
+    settings = {"num_samples": 40, "nfe": 4, "length": 8, "seed": derive_seed(POOL.seed, "pool")}
+    assert torch.equal(pool, generate(cosine, **settings).tokens)
+    assert not torch.equal(pool, generate(teacher, **settings).tokens)
 
 
 def test_a_truncated_teacher_pool_is_reported_with_file_and_remedy(make_job, tmp_path):
