@@ -156,9 +156,11 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
     import_independent_modules(name)
     start, of_module = time.monotonic(), ModuleTests(module, path, tests, is_fast=options.fast)
     mutants = mutants_of(path.read_text("utf-8"))
-    reasons = {(entry["old"], entry["new"]): entry["reason"] for entry in known.get("survivors", [])}
+    earlier = [*_stored(RESULTS).get(module, {}).get("survivors", []), *known.get("survivors", [])]
+    reasons = {(entry["old"], entry["new"]): entry["reason"] for entry in earlier}
     if options.survivors:
-        tried = [mutant for mutant in mutants if (mutant.old, mutant.new) in reasons]
+        survived = {(entry["old"], entry["new"]) for entry in known["survivors"]}
+        tried = [mutant for mutant in mutants if (mutant.old, mutant.new) in survived]
     else:
         tried = random.Random(options.seed).sample(mutants, min(options.sample or len(mutants), len(mutants)))
     counts, survivors = {"killed": 0, "survived": 0, "timeout": 0}, []
@@ -176,9 +178,7 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
             )
             print(f"{module}: {mutant.old}\n{' ' * len(module)}> {mutant.new}", flush=True)
     # Earlier survivors that the operators no longer produce are not counted.
-    num_tried = (
-        known["tried"] - len(reasons.keys() - {(m.old, m.new) for m in tried}) if options.survivors else len(tried)
-    )
+    num_tried = known["tried"] - len(survived - {(m.old, m.new) for m in tried}) if options.survivors else len(tried)
     equivalent = sum(bool(entry["reason"]) for entry in survivors)
     print(f"{module}: {num_tried} of {len(mutants)} mutants tried in {time.monotonic() - start:.0f} s, "
           f"{len(survivors)} survived, {equivalent} of them with a reason", flush=True)  # fmt: skip
@@ -233,7 +233,10 @@ def in_child(work, *arguments) -> None:
 
 def record(module: str, options: argparse.Namespace) -> None:
     """Run one module and write its part of the results."""
-    of_module = run_module(module, options, _stored(options.results).get(module, {}))
+    known = _stored(options.results).get(module, {})
+    if options.survivors and not known:
+        sys.exit(f"{options.results} has no survivors of {module}: run it without --survivors first")
+    of_module = run_module(module, options, known)
     results = {**_stored(options.results), module: of_module}  # read again: reasons may have been written since
     write_atomically(options.results, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 

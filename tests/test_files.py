@@ -1,11 +1,12 @@
 """Files and folders are written completely or not at all; values that JSON lacks become null."""
 
+import contextlib
 import json
 import math
 
 import pytest
 
-from didi.files import check_folder, json_text, staged_folder, write_atomically
+from didi.files import json_text, output_folder, staged_folder, write_atomically
 
 
 @pytest.mark.parametrize("content", ["β\n", b"\xff\r\n"])
@@ -29,22 +30,28 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_cannot_be_written_is_refused_and_none_is_created(tmp_path, monkeypatch):
-    check_folder(tmp_path)
-    check_folder(tmp_path / "new" / "newer")
-    assert not any(tmp_path.iterdir())
+def test_an_error_removes_the_new_folders_that_are_empty(tmp_path):
+    (tmp_path / "old").mkdir()
+    for folder, files, left in (("new/newer", [], set()), ("old", [], set()), ("new/newer", ["a"], {"new"})):
+        with contextlib.suppress(KeyboardInterrupt), output_folder(tmp_path / folder):
+            for name in files:
+                (tmp_path / folder / name).touch()
+            raise KeyboardInterrupt
+        assert {path.name for path in tmp_path.iterdir()} == {"old"} | left
+    with output_folder(tmp_path / "kept"):
+        pass
+    assert (tmp_path / "kept").is_dir()
+    with output_folder(None):
+        pass
+
+
+def test_a_folder_that_cannot_be_created_is_an_error_at_once(tmp_path):
     (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "new"):
-        with pytest.raises(NotADirectoryError, match="file"):
-            check_folder(path)
-
-    def fail(dir):
-        assert dir == tmp_path
-        raise PermissionError(13, "Permission denied", str(dir))
-
-    monkeypatch.setattr("tempfile.TemporaryFile", fail)
-    with pytest.raises(PermissionError):
-        check_folder(tmp_path / "new" / "newer")
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    for name in ("file", "file/new", "link", "link/new"):
+        with pytest.raises(OSError, match=str(tmp_path)), output_folder(tmp_path / name):
+            pytest.fail("the block ran")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
 def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """Atomic writes of files and folders, which appear complete or not at all; JSON without NaN; SHA-256."""
 
 import contextlib
-import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -86,21 +86,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check_folder(folder: Path) -> None:
-    """Raise at once the error with which a file in ``folder`` could not be written; nothing is created.
+@contextmanager
+def output_folder(folder: Path | None) -> Iterator[None]:
+    """Create a folder for the files of the block; if the block raises, the new folders that are empty are removed.
 
     Args:
-        folder: A folder, which need not exist.
+        folder: The folder, which may exist; None if the block writes no files.
 
     Raises:
-        NotADirectoryError: A part of the path is a file.
-        OSError: The folder, or the nearest folder above it that exists, is not writable.
+        OSError: The folder cannot be created.
     """
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
-    with tempfile.TemporaryFile(dir=nearest):
-        pass
+    if folder is None:
+        yield
+        return
+    created = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in created:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 @contextmanager

@@ -65,23 +65,26 @@ def test_evaluate_writes_beside_other_files(didi, exact_bundle, tmp_path):
     assert didi(*words, "--out", tmp_path)[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (["evaluate", "--model", "exact", "--joint", "--num-samples", "2"], "samples"),
-        (["bench", "--model", "exact", "--length", "99"], "99"),
-        (["likelihood", "--model", "exact", "--data", "unknown"], "unknown"),
-    ],
-    ids=["evaluate", "bench", "likelihood"],
-)
-def test_a_refused_command_leaves_no_folder_and_a_file_is_no_folder(didi, tmp_path, words, problem):
-    (tmp_path / "file").touch()
+REFUSED = {
+    "evaluate": (["evaluate", "--model", "exact", "--joint", "--num-samples", "2"], "samples"),
+    "bench": (["bench", "--model", "exact", "--methods", "ancestral", "--batch-size", "999999999"], "lower batch_size"),
+    "likelihood": (["likelihood", "--model", "exact", "--data", "unknown"], "unknown"),
+}
+
+
+@pytest.mark.parametrize(("words", "problem"), REFUSED.values(), ids=REFUSED)
+def test_a_refused_command_leaves_no_folder(didi, tmp_path, words, problem):
     status, _, error = didi(*words, "--out", tmp_path / "new" / "out")
     assert (status, error.count("\n")) == (2, 1)
     assert problem in error
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [words for words, _ in REFUSED.values()], ids=REFUSED)
+def test_a_file_in_the_path_of_the_folder_is_reported_before_any_work(didi, tmp_path, words):
+    (tmp_path / "file").touch()
     status, _, error = didi(*words, "--out", tmp_path / "file" / "out")
-    assert (status, error) == (2, f"didi: Not a directory: {tmp_path / 'file'}\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (status, error) == (2, f"didi: Not a directory: {tmp_path / 'file' / 'out'}\n")
 
 
 def test_likelihood_refuses_existing_results(didi, exact_bundle, tmp_path):

@@ -48,7 +48,7 @@ def test_a_sequence_that_does_not_draw_keeps_its_place_in_its_stream():
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((3,), 0), ((3, 2), 0), ((2, 3), 1), ((2, 3, 4), 1)])
-def test_a_padded_sequence_draws_the_numbers_of_its_own_positions(shape, axis):
+def test_a_padded_sequence_draws_the_same_numbers_as_without_padding(shape, axis):
     lengths = [3, 2]
     padded = SequenceNoise(5, [0, 1], lengths=lengths)
     for name in ("uniforms", "normals"):

@@ -125,8 +125,8 @@ def expected_loss_by_hand(student, kind, t, dt, num_steps, teacher=TEACHER):
 
 def gradient(function, *args):
     table = STUDENT.clone().requires_grad_(True)
-    (of_table,) = torch.autograd.grad(function(table, *args), table)
-    return of_table
+    (of_logits,) = torch.autograd.grad(function(table, *args), table)
+    return of_logits
 
 
 @pytest.mark.parametrize("kind", LOSSES)

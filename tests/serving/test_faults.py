@@ -185,9 +185,10 @@ def test_weights_that_are_not_finite_give_no_text(client_of, toy, make_dit):
     answer = client.post("/v1/generate", json={"nfe": 4})
     assert answer.status_code == 500
     assert "not finite" in answer.json()["error"]["message"]
-    *moves, last = events_of(client.post("/v1/generate", json={"nfe": 4, "stream": True}).text)[1:]
-    assert not any(move["positions"] for _, move in moves)  # a move that samples no position needs no logits
-    assert last[0] == "error"
+    first, *moves, last = events_of(client.post("/v1/generate", json={"nfe": 4, "stream": True}).text)
+    assert (first[0], last[0]) == ("start", "error")
+    # A move that samples no position needs no logits.
+    assert not any(name != "move" or move["positions"] for name, move in moves)
     assert client.get("/readyz").status_code == 503
     assert "weights or logits of toy are not finite" in client.get("/readyz").text
     assert client.get("/healthz").status_code == 200

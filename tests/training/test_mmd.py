@@ -91,7 +91,7 @@ def naive_kernels(method, batch):
         is_scored = torch.ones(1, length, dtype=torch.bool)
     rows = torch.cat([batch.x, batch.real], 1)
     features = [features_of(method, rows.flatten(0, 1), layer).unflatten(0, rows.shape[:2]) for layer in layers]
-    # Of a state without scored positions no pair of positions is compared, while its pooled features are all equal.
+    # Without scored positions the kernel is 0 for features of tokens (no pairs) and 1 for the others (equal features).
     of_no_positions = 0.0 if objective.features == "token" else 1.0
     kernels = torch.full((num_states, num_samples, rows.shape[1]), of_no_positions)
     for state in is_scored.any(1).nonzero().flatten():

@@ -124,7 +124,7 @@ def test_corruptions_are_independent_and_at_their_time(student, coupled_time):
     assert (correlation > 0.5) == coupled_time
 
 
-def test_the_canvas_of_the_corruptions_has_a_row_for_each(student):
+def test_the_canvas_of_the_corruptions_has_one_row_for_each_corruption(student):
     batch = roll(student, 4, completions=2, corruptions=3)
     assert batch.z_t.shape == (4, 2, 3, 2)
     assert len(batch.corruption_canvas) == 4 * 2 * 3

@@ -18,7 +18,7 @@ from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
 from didi.evaluation.speed import Method, Variant, Workload, compare, default_methods, floor_of
 from didi.evaluation.speed_row import speed_table
-from didi.files import json_text, write_atomically
+from didi.files import json_text, output_folder, write_atomically
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, bundled_names, load
 from didi.models.discriminator import Discriminator
@@ -124,6 +124,12 @@ def bench(args: Sequence[str]) -> None:
         for value in values:
             whole_number(flag, value, low=1)
     refuse_existing(command.out, ("bench.json", "bench.md"), overwrite=command.overwrite)
+    with output_folder(command.out):
+        _compare(command)
+
+
+def _compare(command: BenchCommand) -> None:
+    """Time all methods; write and print the table."""
     is_random = command.random or (command.model in teacher_names() and command.model not in bundled_names())
     load_bundle = partial(_bundle, command.model, command.role, is_random=is_random)
     bundle = load_bundle()

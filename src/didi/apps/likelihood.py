@@ -12,7 +12,7 @@ from didi.data.markov import CHAINS
 from didi.data.zero_shot import unseen_stand_ins
 from didi.evaluation.machine import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
-from didi.files import json_text, write_atomically
+from didi.files import json_text, output_folder, write_atomically
 from didi.models.bundle import Role, load
 from didi.process_group import default_device
 
@@ -50,6 +50,12 @@ def run_likelihood(args: Sequence[str]) -> None:
     for name in ("num_draws", "num_sequences", "batch_size"):
         whole_number(f"--{name.replace('_', '-')}", getattr(command, name), low=1)
     refuse_existing(command.out, ("likelihood.json", "likelihood.md"), overwrite=command.overwrite)
+    with output_folder(command.out):
+        _score(command)
+
+
+def _score(command: LikelihoodCommand) -> None:
+    """Score all corpora; write and print the table."""
     bundle = load(command.model).to(default_device())
     roles = command.role or tuple(
         role for role in ("teacher", "student", "autoregressive") if getattr(bundle, role) is not None

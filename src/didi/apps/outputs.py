@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from didi.errors import UsageError
-from didi.files import check_folder
 
 
 def refuse_existing(
     folder: Path | None, names: Sequence[str], *, overwrite: bool, what: str = "earlier results"
 ) -> None:
-    """Refuse, before any work, a folder that is not writable or has files that a command would replace.
+    """Refuse, before any work, a folder with files that a command would replace.
 
     Args:
         folder: ``--out``; None if the command writes no files.
@@ -20,12 +19,8 @@ def refuse_existing(
 
     Raises:
         UsageError: The folder has some of the files, and ``overwrite`` is False.
-        OSError: The folder cannot be created, or is not writable.
     """
-    if folder is None:
-        return
-    check_folder(folder)
-    existing = [name for name in names if (folder / name).exists()]
+    existing = [name for name in names if folder is not None and (folder / name).exists()]
     if existing and not overwrite:
         raise UsageError(
             f"--out takes a folder without {what}; {folder} holds {', '.join(existing)}: add --overwrite to replace "
@@ -34,7 +29,7 @@ def refuse_existing(
 
 
 def refuse_existing_file(flag: str, path: Path | None, *, overwrite: bool) -> None:
-    """Refuse, before any work, a file that cannot be written or that a command would replace.
+    """Refuse, before any work, a file that a command would replace.
 
     Args:
         flag: The flag of the file, such as ``--html``.
@@ -43,10 +38,6 @@ def refuse_existing_file(flag: str, path: Path | None, *, overwrite: bool) -> No
 
     Raises:
         UsageError: The file exists, and ``overwrite`` is False.
-        OSError: Its folder cannot be created, or is not writable.
     """
-    if path is None:
-        return
-    check_folder(path.parent)
-    if path.exists() and not overwrite:
+    if path is not None and path.exists() and not overwrite:
         raise UsageError(f"{flag} takes a new file; {path} exists: add --overwrite to replace it, or choose another")

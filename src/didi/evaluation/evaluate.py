@@ -27,7 +27,7 @@ from didi.evaluation.perplexity import ExactJudge, Judge, Scores
 from didi.evaluation.plan import PlannedRow, plan_rows, swept_options
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import EvaluationRow, GivenFields, SampleSet, measure
-from didi.files import check_folder
+from didi.files import output_folder
 from didi.models.bundle import Bundle, Role
 from didi.models.nelbo import nats_per_token
 from didi.process_group import process_group
@@ -75,12 +75,10 @@ def evaluate(
         temperature: a sweep of temperatures, at the top-p of ``options``; if empty, that of ``options``.
         top_p: a sweep of top-p, at the temperature of ``options``; if empty, that of ``options``.
         seed: random seed of the samples.
-        data: held-out token sequences of the bundle's tokenizer; they are scored in a separate row, and the NELBO of
-            each network (exact NLL of the autoregressive network) is computed on them.
+        data: held-out token sequences, for a row of their own and the NELBO (or exact NLL) of each network.
         anchors: further sets to score, by name, for example from ``anchors.anchor_sets``.
         embed: embedding of ``mauve.load_embedding``, for the MAUVE of every row against as many other rows of ``data``.
-        joint: whether every row has a ``joint_kl``, which takes minutes, or the bundle of its reference; see
-            ``divergences.find_reference``.
+        joint: whether each row has a ``joint_kl``, which takes minutes, or its reference (``find_reference``).
         options: sampling options; an option must not be set by an argument above as well.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
@@ -88,19 +86,21 @@ def evaluate(
     Raises:
         UsageError: the bundle, the judge or an argument does not allow the evaluation.
         DidiError: a judge cannot be read or reached, or a package that it needs is not installed.
-        OSError: ``out`` is not writable; it is checked before the first sample.
+        OSError: ``out`` cannot be created.
     """
     sets = checked_sets(instance("bundle", bundle, Bundle), data, anchors)
     seed, num_samples = whole_number("seed", seed), whole_number("num_samples", num_samples, low=1)
     moves = [whole_number("nfe", number, low=1) for number in listed("nfe", nfe, allows_none=bool(sets))]
     base_options = instance("options", SamplingOptions() if options is None else options, SamplingOptions)
     plan = plan_rows(bundle, role, sampler, moves, swept_options(base_options, temperature, top_p))
-    joint_reference = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
-    features = None if embed is None else embed(decode(bundle, _reference_rows(sets.get("data"), num_samples, seed)))
-    results = _Results(judges, seed, embed, features, joint_reference, None if out is None else Path(out), on_set)
-    _score_sets(bundle, sets, num_samples, results)
-    _sample(bundle, plan, num_samples, sets.get("data"), results)
-    results.report(bundle)
+    data = sets.get("data")
+    with output_folder(folder := None if out is None else Path(out)):
+        joint_reference = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
+        features = None if embed is None else embed(decode(bundle, _reference_rows(data, num_samples, seed)))
+        results = _Results(judges, seed, embed, features, joint_reference, folder, on_set)
+        _score_sets(bundle, sets, num_samples, results)
+        _sample(bundle, plan, num_samples, data, results)
+        results.report(bundle)
     return [sample_set.row for sample_set in results.sets]
 
 
@@ -127,10 +127,6 @@ class _Results:
     out: Path | None
     on_set: Callable[[SampleSet], None] | None
     sets: list[SampleSet] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.out is not None:
-            check_folder(self.out)
 
     def add(
         self,

@@ -63,7 +63,7 @@ def shared_features(
         trunk_pass.attention_mask is not None or trunk_pass.inputs.shape[1] < length for trunk_pass in passes
     )
     levels = [noise_levels(denoiser, process, trunk_pass.t, trunk_pass.inputs) for trunk_pass in passes]
-    level = None if levels[0] is None else torch.cat([level for level in levels if level is not None])
+    level = None if levels[0] is None else torch.cat([each for each in levels if each is not None])
     features = features_with(denoiser, inputs, level, is_real if has_padding else None, codes)
     return [
         padded[:, : trunk_pass.inputs.shape[1]] for trunk_pass, padded in zip(passes, features.split(rows), strict=True)

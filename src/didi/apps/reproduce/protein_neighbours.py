@@ -37,7 +37,7 @@ def add_neighbours(cells: Sequence[Cell], study: ProteinStudy) -> None:
         clear_caches()
     study.run(
         partial(_add, study=study),
-        [(cell, identity.tolist()) for cell, identity in zip(missing, identities, strict=True)],
+        [(cell, of_set.tolist()) for cell, of_set in zip(missing, identities, strict=True)],
     )
 
 

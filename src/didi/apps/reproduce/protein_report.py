@@ -59,7 +59,7 @@ def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -
     """First lines of the report: networks, settings, judge, order of the controls."""
     sampling, judge = study.sampling, controls.judge
     teacher, *students = plan.provenances
-    seeds = [
+    described = [
         f"Student {number}: `{name}`, seed {provenance.get('seed', 'unknown')}"
         for number, (name, provenance) in enumerate(zip(plan.students, students, strict=True), start=1)
     ]
@@ -69,7 +69,7 @@ def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -
     ]
     better = "higher" if judge.is_higher_better else "lower"
     return [
-        f"Teacher: `{plan.teacher}` (corpus {teacher.get('corpus', 'not recorded')}). {'. '.join(seeds)}.\n",
+        f"Teacher: `{plan.teacher}` (corpus {teacher.get('corpus', 'not recorded')}). {'. '.join(described)}.\n",
         f"{sampling.num_samples} samples of each network, sampler, length and number of moves, seed {sampling.seed}, "
         f"networks in {sampling.network}, draws in float64, uniform time grid; {machine_name()}. "
         f"Judge: `{judge.name}`, {judge.unit}, {better} is better. Intervals of one bundle are "

@@ -225,7 +225,7 @@ export class Player {
     this.readout.replaceChildren(element("b", {}, duration(this.time)), element("span", {}, ` of ${duration(this.total)}`));
     const isAtEnd = this.time >= this.total;
     const label = this.isPlaying ? "Pause" : isAtEnd ? "Play again" : "Play";
-    if (label === this.button.getAttribute("aria-label")) return;  // an icon replaced during a click can lose the click
+    if (label === this.button.getAttribute("aria-label")) return;  // a click can be lost if the icon is replaced between press and release
     this.button.replaceChildren(icon(this.isPlaying ? PAUSE : isAtEnd ? AGAIN : PLAY));
     this.button.setAttribute("aria-label", label);
   }
