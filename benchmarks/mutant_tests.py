@@ -154,14 +154,15 @@ TESTS = {
     ],
     "didi/sampling/latent": [f"{SAMPLING}test_latent.py"],
     "didi/sampling/remasking": [f"{SAMPLING}test_remasking.py", CANVAS, RECORDS],
-    "didi/sampling/score": [POSITIONWISE, f"{DIFFUSION}test_score.py", RECORDS],
+    "didi/sampling/score": [POSITIONWISE, f"{DIFFUSION}test_score.py", CANVAS, RECORDS],
     "didi/sampling/uniform_ancestral": [
         f"{SAMPLING}test_uniform_ancestral.py",
         POSITIONWISE,
+        CANVAS,
         f"{SAMPLING}test_uniform_guided.py",
         RECORDS,
     ],
-    "didi/sampling/uniform_guided": [f"{SAMPLING}test_uniform_guided.py", RECORDS],
+    "didi/sampling/uniform_guided": [f"{SAMPLING}test_uniform_guided.py", CANVAS, RECORDS],
 }
 
 # Mistakes by module; `python benchmarks/mutants.py --named` makes each alone and checks that tests fail.

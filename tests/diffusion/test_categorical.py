@@ -7,7 +7,14 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from didi.diffusion import categorical
-from didi.diffusion.categorical import divergence, entropy, sample_categorical, sample_from_weights, sample_gumbel
+from didi.diffusion.categorical import (
+    divergence,
+    entropy,
+    gumbel_noise,
+    sample_categorical,
+    sample_from_weights,
+    sample_gumbel,
+)
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 
@@ -77,6 +84,12 @@ def test_float64_keeps_a_tail_of_1e_12_and_float32_loses_it(dtype):
     assert sample_categorical(log_probs.flip(1), 1 - uniforms).tolist() == [1, 0, 0]
     largest = torch.tensor([1 - 2**-24] * 3, dtype=torch.float32)
     assert sample_categorical(log_probs, largest).tolist() == [0, 0, 0]
+
+
+def test_gumbel_noise_is_the_quantile_function_of_the_gumbel_distribution():
+    values = torch.tensor([-2.0, -1.0, 0.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(gumbel_noise((-(-values).exp()).exp()), values)
+    assert gumbel_noise(torch.zeros(1, dtype=torch.float64)).isfinite()
 
 
 def test_gumbel_noise_is_bounded_in_float32_and_loses_rare_tokens():

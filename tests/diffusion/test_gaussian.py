@@ -152,3 +152,4 @@ def test_the_schedule_is_linear_in_gamma_between_its_ends():
 def test_an_empty_range_of_gamma_and_a_single_symbol_are_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         GaussianSchedule(*arguments)
+    GaussianSchedule(2, 0.0, 1.0)

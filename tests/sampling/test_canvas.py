@@ -6,6 +6,9 @@ import torch
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.score import ScoreUniform
+from didi.diffusion.uniform import Uniform
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import time_grid
 from didi.sampling.confidence import ConfidenceDecoding, ConfidenceOrder
@@ -15,8 +18,11 @@ from didi.sampling.guided import Guidance, Guided
 from didi.sampling.published import Published
 from didi.sampling.remasking import Remasking, RemaskingSampler
 from didi.sampling.reparameterized import Reparameterized
+from didi.sampling.score import ScoreSampler
+from didi.sampling.uniform_ancestral import UniformAncestral
+from didi.sampling.uniform_guided import UniformGuided
 
-LENGTH, MASK = 8, 6
+LENGTH, MASK, NUM = 8, 6, 5
 PROCESS = Absorbing(MASK)
 SAMPLERS = {
     "ancestral": lambda network, _: Ancestral(network, PROCESS),
@@ -32,6 +38,18 @@ SAMPLERS = {
     "remasking": lambda network, _: RemaskingSampler(network, PROCESS, Remasking("rescale", 1.0)),
     "published": lambda network, _: Published(network, PROCESS),
     "reparam": lambda network, _: Reparameterized(network, PROCESS),
+}
+UNIFORM, SCORE = Uniform(NUM), ScoreUniform(NUM, schedule_from_name("log-linear-eps"))
+UNIFORM_SAMPLERS = {
+    "ancestral": lambda network, _: UniformAncestral(network, UNIFORM),
+    "corrector": lambda network, _: UniformAncestral(network, UNIFORM, remask=Remasking("rescale", 0.5)),
+    "tilted": lambda network, discriminator: UniformGuided(
+        network, UNIFORM, discriminator, Guidance(tilted_fraction=1.0)
+    ),
+    "ranked": lambda network, discriminator: UniformGuided(
+        network, UNIFORM, discriminator, Guidance(tilted_fraction=0.0)
+    ),
+    "score": lambda network, _: ScoreSampler(network, SCORE),
 }
 
 
@@ -67,10 +85,9 @@ def test_given_tokens_and_padding_are_never_written_even_if_they_are_masks(sampl
     assert (moves[-1].z[is_free] != tokens[is_free]).any()
 
 
-@pytest.mark.slow
-def test_a_padded_batch_is_sampled_as_its_sequences_alone(sampler):
+def assert_padding_changes_no_sample(sampler, pads):
     lengths = [5, LENGTH, 2, 7]
-    for pad in (MASK, 0):
+    for pad in pads:
         canvas = Canvas.padded(torch.full((4, LENGTH), pad), torch.tensor(lengths))
         together = moves_of(sampler, canvas, range(4))
         assert not together[-1].is_changed[~canvas.is_real].any()
@@ -80,6 +97,19 @@ def test_a_padded_batch_is_sampled_as_its_sequences_alone(sampler):
             for name in ("network_passes", "discriminator_passes"):
                 passes = [sum(getattr(move, name)[i] for move in moves) for moves, i in ((together, row), (alone, 0))]
                 assert passes[0] == passes[1]
+
+
+@pytest.mark.slow
+def test_a_padded_batch_is_sampled_as_its_sequences_alone(sampler):
+    assert_padding_changes_no_sample(sampler, (MASK, 0))
+
+
+@pytest.mark.parametrize("name", UNIFORM_SAMPLERS)
+def test_a_padded_batch_of_uniform_state_diffusion_is_sampled_as_its_sequences_alone(
+    name, make_dit, make_discriminator
+):
+    network = make_dit(vocab_size=NUM, length=LENGTH, seed=2, mask_id=None, is_time_conditioned=True)
+    assert_padding_changes_no_sample(UNIFORM_SAMPLERS[name](network, make_discriminator(network, seed=1)), (NUM - 1, 0))
 
 
 def test_a_row_without_free_positions_does_not_change(sampler):
@@ -106,4 +136,9 @@ def test_the_methods_of_a_canvas_keep_its_three_parts_together():
     assert second.has_padding
     assert twice.has_padding
     assert canvas.clamped(torch.full((2, 3), 9)).tolist() == [[9, 9, 9], [9, 9, 5]]
+    assert canvas.num_free.tolist() == [3, 2]
+    trimmed = Canvas.padded(tokens, torch.tensor([2, 1])).trimmed()
+    assert (trimmed.length, trimmed.has_padding, trimmed.lengths) == (2, True, [2, 1])
+    trimmed = Canvas.padded(tokens, torch.tensor([2, 2])).trimmed()
+    assert (trimmed.length, trimmed.has_padding, trimmed.lengths) == (2, False, None)
     torch.testing.assert_close(canvas.mean(tokens.double()), torch.tensor([1.0, 3.5], dtype=torch.float64))

@@ -12,6 +12,7 @@ from didi.diffusion.noise import derive_seed
 from didi.diffusion.schedule import Cosine
 from didi.errors import DidiError, UsageError
 from didi.methods import real_source
+from didi.models.bundle import Bundle
 from didi.process_group import ProcessGroup
 from didi.sampling.generate import generate
 
@@ -52,6 +53,13 @@ def test_a_pool_holds_samples_of_the_teacher_with_its_process(make_job, teacher,
     settings = {"num_samples": 40, "nfe": 4, "length": 8, "seed": derive_seed(POOL.seed, "pool")}
     assert torch.equal(pool, generate(cosine, **settings).tokens)
     assert not torch.equal(pool, generate(teacher, **settings).tokens)
+
+
+@pytest.mark.parametrize("real_source", ["teacher-pool", "teacher-steps=2"])
+def test_samples_of_the_teacher_have_the_length_of_the_run(make_job, make_dit, tmp_path, real_source):
+    longer = Bundle(teacher=make_dit(vocab_size=33, length=12, seed=1))
+    config = with_discriminator(real_source=real_source, pool_size=4, pool_nfe=2)
+    assert make_job(config, tmp_path, longer).method._real(0, 0, 0, 3).shape == (3, config.data.length)
 
 
 def test_a_truncated_teacher_pool_is_reported_with_file_and_remedy(make_job, tmp_path):
