@@ -129,7 +129,7 @@ TESTS = {
     ],
     "didi/methods/rollout": [f"{TRAINING}test_rollout.py", WIRING, RECORDS],
     "didi/methods/sdtt": [f"{TRAINING}test_sdtt.py", f"{OBJECTIVES}test_sdtt.py", RECORDS],
-    "didi/methods/settings": [SETTINGS, f"{TRAINING}test_recipes.py", PRETRAIN, START],
+    "didi/methods/settings": [SETTINGS, f"{TRAINING}test_recipes.py", PRETRAIN, START, "tests/data/test_blocks.py"],
     "didi/methods/uniform_moves": [
         f"{OBJECTIVES}test_uniform_path.py",
         f"{OTHER_TEACHERS}::test_guidance_states_are_those_of_the_finished_students_sampler",

@@ -85,6 +85,13 @@ def test_given_tokens_and_padding_are_never_written_even_if_they_are_masks(sampl
     assert (moves[-1].z[is_free] != tokens[is_free]).any()
 
 
+def test_a_move_does_not_change_the_states_of_earlier_moves(sampler):
+    moves = [
+        (move.z, move.z.clone()) for move in sampler(Canvas.blank(2, LENGTH), time_grid(5), SequenceNoise(3, [0, 1]))
+    ]
+    assert all(torch.equal(z, copy) for z, copy in moves)
+
+
 def assert_padding_changes_no_sample(sampler, pads):
     lengths = [5, LENGTH, 2, 7]
     for pad in pads:

@@ -14,7 +14,8 @@ import torch
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import derive_seed, named_generator
-from didi.diffusion.schedule import low_discrepancy_times, schedule_from_name
+from didi.diffusion.schedule import Cosine, low_discrepancy_times, schedule_from_name
+from didi.diffusion.uniform import Uniform
 from didi.methods.base import Inputs
 from didi.methods.elbo import PretrainConfig, losses
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
@@ -177,6 +178,12 @@ def test_the_bundle_holds_the_averaged_teacher(source):
     average, raw = (network.vocab_embed.embedding for network in (bundle.teacher, job.method.trained["network"]))
     assert torch.equal(average, job.average.module.vocab_embed.embedding)
     assert not torch.equal(average, raw)
+
+
+@pytest.mark.parametrize("process", ["absorbing", "uniform"])
+def test_the_bundle_has_the_process_of_the_run(source, process):
+    bundle = make_trainer(replace(CONFIG, process=process, schedule="cosine"), Inputs(source, CPU)).bundle()
+    assert bundle.process == (Absorbing(32, Cosine()) if process == "absorbing" else Uniform(32, Cosine()))
 
 
 def test_a_constant_weight_minimises_the_mean_cross_entropy_and_still_logs_the_nelbo(source):

@@ -257,6 +257,8 @@ def test_recipes_have_published_settings_and_the_moves_of_their_corpora():
     assert (paper.loop.steps, paper.loop.batch_size * paper.loop.accumulation) == (70_000, 128)
     assert (paper.optimizer.learning_rate, paper.optimizer.weight_decay, paper.loop.ema_decay) == (6e-5, 0, 0.9999)
     assert (paper.optimizer.decay, paper.optimizer.clip_norm) == ("constant", 1.0)
+    default = SdttConfig.__dataclass_fields__["optimizer"].default_factory()
+    assert (default.learning_rate, default.decay, default.weight_decay) == (6e-5, "constant", 0)
 
 
 def test_log_probs_of_no_positions_are_empty_and_have_a_gradient(make_dit):

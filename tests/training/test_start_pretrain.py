@@ -190,5 +190,13 @@ def test_settings_recorded_before_start_existed_are_upgraded():
     assert "start" not in PretrainConfig.upgraded({"recipe": "antibody"})
 
 
+def test_networks_recorded_before_other_kinds_existed_are_upgraded():
+    network = asdict(NetworkConfig())
+    without_kind = {name: value for name, value in network.items() if name != "kind"}
+    assert PretrainConfig.upgraded({"network": without_kind})["network"] == without_kind | {"kind": "dit"}
+    assert PretrainConfig.upgraded({"network": network | {"kind": "bert"}})["network"]["kind"] == "bert"
+    assert PretrainConfig.upgraded({"network": {"dropout": 0.2}})["network"] == {"dropout": 0.2}
+
+
 def test_a_dry_run_needs_no_start():
     assert replace(PRETRAIN, start="some").for_dry_run() == PRETRAIN

@@ -115,5 +115,5 @@ class ConfidenceDecoding:
                 z = z.clone()
                 z[rows] = active.masked_scatter(is_masked, drawn).where(is_revealed, active)
                 changed[rows] = is_revealed
-                num_left = num_left - num_revealed.clamp(min=0)
+                num_left = num_left_after
             yield StepOutput(z, float(s), changed, is_active.long(), no_passes)
