@@ -148,4 +148,8 @@ def test_the_methods_of_a_canvas_keep_its_three_parts_together():
     assert (trimmed.length, trimmed.has_padding, trimmed.lengths) == (2, True, [2, 1])
     trimmed = Canvas.padded(tokens, torch.tensor([2, 2])).trimmed()
     assert (trimmed.length, trimmed.has_padding, trimmed.lengths) == (2, False, None)
+    joined = canvas.concatenated(Canvas.padded(torch.full((1, 2), 7), torch.tensor([2])))
+    assert joined.tokens.tolist() == [[0, 1, 2], [3, 4, 5], [7, 7, 0]]
+    assert joined.is_real.tolist() == joined.is_free.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
+    assert joined.has_padding
     torch.testing.assert_close(canvas.mean(tokens.double()), torch.tensor([1.0, 3.5], dtype=torch.float64))

@@ -161,6 +161,16 @@ def test_samples_have_the_enumerated_distribution(network, chi_square, guidance)
     assert float((p - plain).abs().sum()) > 0.05  # guidance has an effect
 
 
+def test_one_candidate_has_the_distribution_without_guidance(network):
+    times = time_grid(2)
+    p = uniform_guided_distribution(sampler_of(network, times, Guidance(0.0, num_candidates=1)), NUM, LENGTH, times)
+    unguided = sampler_of(network, times, Guidance(0.0, num_candidates=1)).unguided
+    mass = torch.full((NUM**LENGTH,), NUM**-LENGTH, dtype=torch.float64)
+    for move in itertools.pairwise(times):
+        mass = mass @ joint_probs(position_probs(unguided, STATES, *move))
+    torch.testing.assert_close(p, mass)
+
+
 def test_temperature_applies_to_guided_draws(network, chi_square):
     times = time_grid(2)
     sampler = sampler_of(network, times, MIXED, token_distribution=TokenDistribution(temperature=0.6))

@@ -148,8 +148,8 @@ def test_a_clamped_reward_is_counted(make_job):
         ({"discriminator": {"real_source": "teacher-steps=0"}}, "teacher-steps=K with K >= 1"),
         ({"discriminator": {"real_source": "teacher-steps=many"}}, "got 'teacher-steps=many'"),
         (
-            {"discriminator": {"steps_per_student_step": 2}, "loop": {"accumulation": 3}},
-            "cannot share accumulated batches; got 2 and 3",
+            {"discriminator": {"steps_per_student_step": 2}, "loop": {"accumulation": 2}},
+            "cannot share accumulated batches; got 2 and 2",
         ),
         ({"discriminator": {"completions": 3}}, r"discriminator.completions lies in \[1, 2\], the objective's; got 3"),
         ({"discriminator": {"trainable_blocks": 3}}, r"trainable blocks lie in \[0, 2\]"),

@@ -239,6 +239,7 @@ def test_validation_equals_that_of_uniform_state_pretraining(source):
         (lambda: CurriculumConfig(start=3, end=2), "curriculum.start is at most curriculum.end; got 3 and 2"),
         (lambda: CurriculumConfig(log10_tau_end=-31.0), r"lie in \[-30, 30\]; got -3.0 and -31.0"),
         (lambda: CurriculumConfig(alpha_max=0.1, alpha_min=0.2), "alpha_min is less than curriculum.alpha_max"),
+        (lambda: CurriculumConfig(alpha_max=0.1, alpha_min=0.1), "alpha_min is less than curriculum.alpha_max"),
         (lambda: CurriculumConfig(alpha_max=1.0), r"both in \(0, 1\); got 0.05 and 1.0"),
         (lambda: CurriculumConfig(gamma_min=-3.0), "are set together; got -3.0 and None: set both, or neither"),
         (lambda: CurriculumConfig(gamma_min=1.0, gamma_max=1.0), "gamma_min is less than curriculum.gamma_max; got"),

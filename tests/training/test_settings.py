@@ -8,6 +8,7 @@ import typing
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 import didi.diffusion
 import didi.evaluation.exact
@@ -174,6 +175,7 @@ def test_infinity_is_allowed_only_for_optional_bounds(kind, name, value):
             "discriminator.unsmooth needs a positive discriminator.label_smoothing; got 0",
         ),
         (lambda: RunConfig(seed=2**64), "seed lies in .*; got 18446744073709551616"),
+        (lambda: RunConfig(seed=-(2**63) - 1), "seed lies in .*; got -9223372036854775809"),
         (
             lambda: DistillConfig(objective=ObjectiveConfig(advantage="rows", group_size=1)),
             "objective.group_size is 2 or more for objective.advantage rows; got 1",
@@ -270,3 +272,8 @@ def test_all_dataclasses_are_frozen(package):
     }
     assert records or package is didi.objectives
     assert not [kind for kind in records if not kind.__dataclass_params__.frozen]
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_the_smallest_and_the_largest_seed_are_allowed(seed):
+    assert torch.Generator().manual_seed(RunConfig(seed=seed).seed).initial_seed() == seed % 2**64
