@@ -26,7 +26,7 @@ TESTS = {
     "didi/objectives/dimo": [f"{OBJECTIVES}test_dimo.py"],
     "didi/objectives/mmd": [f"{OBJECTIVES}test_mmd.py"],
     "didi/objectives/sdtt": [f"{OBJECTIVES}test_sdtt.py"],
-    "didi/diffusion/absorbing": [*ABSORBING, f"{DIFFUSION}test_uniform.py", RECORDS],
+    "didi/diffusion/absorbing": [*ABSORBING, f"{DIFFUSION}test_uniform.py", f"{DIFFUSION}test_score.py", RECORDS],
     "didi/diffusion/canvas": [
         f"{SAMPLING}test_canvas.py::test_the_methods_of_a_canvas_keep_its_three_parts_together",
         f"{DIFFUSION}test_process.py",
@@ -88,7 +88,7 @@ TESTS = {
         DISTILL,
         RECORDS,
     ],
-    "didi/methods/didi_networks": [WIRING, WIRING_OPTIMIZERS, OPTIONS, START, PADDED, DISTILL],
+    "didi/methods/didi_networks": [WIRING, WIRING_OPTIMIZERS, OPTIONS, START, PADDED, OTHER_TEACHERS, DISTILL],
     "didi/methods/didi_settings": [
         SETTINGS,
         f"{OPTIONS}::test_invalid_settings_are_refused_before_the_first_step",

@@ -67,6 +67,19 @@ def test_the_table_of_transitions_is_learned_in_closed_form():
     torch.testing.assert_close(fit.log_table[:4].exp(), SMALL.transition, atol=0.02, rtol=0)
 
 
+def test_the_table_is_a_mixture_of_chain_and_frequencies_if_that_is_the_distribution():
+    mixture, divergences = 0.75 * SMALL.transition + 0.25 * SMALL.stationary, []
+    for seed in range(6):
+        generator = seeded(seed)
+        rows = torch.multinomial(SMALL.stationary, 600, replacement=True, generator=generator)[:, None]
+        for _ in range(LENGTH - 1):
+            rows = torch.cat([rows, torch.multinomial(mixture[rows[:, -1]], 1, generator=generator)], 1)
+        fit = ChainFit(SMALL, LENGTH, 0)
+        fit.start(rows[:400], rows[400:])
+        divergences.append(SMALL.stationary @ (mixture * (mixture.log() - fit.log_table[:4])).sum(1))
+    assert 0 <= float(sum(divergences)) / 6 < 0.001  # 0.002 if no candidate is a mixture
+
+
 def test_the_table_is_chosen_on_held_out_sequences():
     chain = MarkovChain()
     rows = chain.sample(60, 32, seeded(10))

@@ -131,6 +131,18 @@ def test_the_surrogate_has_the_gradient_of_the_paper():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_impossible_tokens_do_not_change_the_losses_of_the_auxiliary_model(smoothing):
+    log_probs, targets = (
+        torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).log_softmax(-1),
+        torch.arange(5) % 4,
+    )
+    with_impossible = F.pad(log_probs, (0, 2), value=-torch.inf)
+    torch.testing.assert_close(
+        auxiliary_losses(with_impossible, targets, smoothing), auxiliary_losses(log_probs, targets, smoothing)
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_optimal_auxiliary_model_is_the_posterior(smoothing):
     probs = random(2, LENGTH, V).softmax(-1)
     optimum = posterior(probs, PRIOR)

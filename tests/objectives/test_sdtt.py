@@ -210,6 +210,15 @@ def test_an_unknown_loss_is_refused(unchecked):
         distillation_loss("l2", torch.zeros(1, 2), torch.zeros(1, 2))
 
 
+@pytest.mark.parametrize("loss", ["kl", "forward-kl"])
+def test_the_fixed_point_of_a_teacher_of_independent_positions_is_the_teacher(loss):
+    states = States(3, 3)
+    probs = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], dtype=torch.float64)
+    table = exact_sdtt.fixed_point(states, probs.expand(len(states), 3, 3), rounds=2, first_step=4, loss=loss)
+    row, position = states.is_masked.nonzero(as_tuple=True)
+    torch.testing.assert_close(table[row, position], probs[position])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kl", "forward-kl"])
 def test_the_fixed_point_minimises_the_expected_loss_of_each_round(loss, monkeypatch):

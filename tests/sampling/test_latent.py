@@ -107,6 +107,7 @@ def test_exact_rows_estimate_the_mixture_over_codes(bundle, monkeypatch):
     monkeypatch.setattr(latent, "DRAWS", 96)
     monkeypatch.setattr(latent, "FIRST_DRAWS", 2**12)
     estimate = ExactRows(bundle).distribution(SYMBOLS, SamplingOptions(), 3)
+    assert torch.equal(estimate, ExactRows(bundle).distribution(SYMBOLS, SamplingOptions(), 3))
     assert (estimate - mixture_over_codes(bundle.student, 3)).abs().sum() < 0.05
 
 

@@ -182,6 +182,14 @@ def test_temperature_applies_to_guided_draws(network, chi_square):
     )
 
 
+def test_a_small_rank_temperature_has_a_distribution(network):
+    times = time_grid(1)
+    sampler = sampler_of(network, times, Guidance(tilted_fraction=0.0, num_candidates=2, rank_temperature=1e-4))
+    p = uniform_guided_distribution(sampler, NUM, LENGTH, times)
+    assert float(p.sum()) == pytest.approx(1, abs=1e-6)  # weights of candidates span some 10^4 nats
+    assert (p >= 0).all()
+
+
 def test_a_re_ranked_move_is_the_sum_over_all_pairs_of_candidates(network):
     times = time_grid(1)
     sampler = sampler_of(network, times, Guidance(tilted_fraction=0.0, num_candidates=2, rank_temperature=0.7))

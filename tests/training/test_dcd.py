@@ -180,6 +180,15 @@ def test_the_target_of_a_round_is_the_student_at_the_end_of_the_previous_round(m
     assert equal(weights(method.teacher), start)
 
 
+def test_a_target_is_renewed_before_a_last_round_of_one_step(make_dcd):
+    job = make_dcd(replace(with_loop(steps=2), rounds=2))
+    for step in range(2):
+        job.step(step)
+        if step == 0:
+            renewed = weights(job.method.student)
+        assert equal(weights(job.method.frozen["target"]), renewed)
+
+
 def test_a_step_takes_four_passes_of_each_sequence(make_dcd):
     assert make_dcd().step(0)["sequence_passes"] == 8 * (3 + 1)  # a pass with a gradient counts as 3
 
