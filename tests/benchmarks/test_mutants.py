@@ -7,6 +7,7 @@ import pytest
 from mutant_tests import NAMED, TESTS
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, named in NAMED.items() for name in named])
@@ -26,10 +27,15 @@ def test_modules_and_their_tests_exist(module):
 
 
 def test_every_survivor_has_a_reason_and_the_page_states_the_figures():
-    results = json.loads((ROOT / "docs" / "results" / "mutants.json").read_text("utf-8"))
+    results = json.loads((RESULTS / "mutants.json").read_text("utf-8"))
     assert not [old for figures in results.values() for old in figures["survivors"] if not old["reason"]]
     tried, killed, mutants = (sum(of[name] for of in results.values()) for name in ("tried", "killed", "mutants"))
     page = " ".join((ROOT / "CONTRIBUTING.md").read_text("utf-8").split())
     assert f"a sample: {tried:,} of the {mutants:,} mutants of {len(results)} modules" in page
     assert f"{killed:,} were killed" in page
     assert f"For each of the other {tried - killed} the file gives a reason" in page
+    later = [json.loads((RESULTS / f"mutants-seed-{seed}.json").read_text("utf-8")) for seed in (1, 2, 3)]
+    survivors = [[old for figures in sample.values() for old in figures["survivors"]] for sample in later]
+    assert all(old["reason"] for sample in survivors for old in sample)
+    first, second, third = map(len, survivors)
+    assert f"each survivor in the files has a reason: {first}, {second} and {third}." in page
