@@ -6,8 +6,8 @@
 A mutant is a module with one small change, made by an operator of Cosmic Ray or by one of two further operators (a
 keyword argument left out, an update of a variable left out). Tests of a mutant, first the fast ones, then the slow ones
 if it survives them, run in a fork of this process, which has imported all modules that do not depend on the mutated
-one; no file is changed. Survivors are listed in the results with a reason, written by hand, why no test can kill them;
-reasons are kept from run to run.
+one; no file is changed. Survivors are listed in the results with a reason, written by hand, why no test of their module
+can kill them. Reasons are kept from run to run, and those of docs/results/mutants.json are used in other files, too.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
     start, of_module = time.monotonic(), ModuleTests(module, path, tests, is_fast=options.fast)
     mutants = mutants_of(path.read_text("utf-8"))
     earlier = [*_stored(RESULTS).get(module, {}).get("survivors", []), *known.get("survivors", [])]
-    reasons = {(entry["old"], entry["new"]): entry["reason"] for entry in earlier}
+    reasons = {(entry["old"], entry["new"]): entry["reason"] for entry in earlier if entry["reason"]}
     if options.survivors:
         survived = {(entry["old"], entry["new"]) for entry in known["survivors"]}
         tried = [mutant for mutant in mutants if (mutant.old, mutant.new) in survived]

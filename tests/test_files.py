@@ -1,8 +1,8 @@
 """Files and folders are written completely or not at all; values that JSON lacks become null."""
 
-import contextlib
 import json
 import math
+import re
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
 def test_an_error_removes_the_new_folders_that_are_empty(tmp_path):
     (tmp_path / "old").mkdir()
     for folder, files, left in (("new/newer", [], set()), ("old", [], set()), ("new/newer", ["a"], {"new"})):
-        with contextlib.suppress(KeyboardInterrupt), output_folder(tmp_path / folder):
+        with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / folder):  # noqa: PT012
             for name in files:
                 (tmp_path / folder / name).touch()
             raise KeyboardInterrupt
@@ -49,9 +49,17 @@ def test_a_folder_that_cannot_be_created_is_an_error_at_once(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "missing")
     for name in ("file", "file/new", "link", "link/new"):
-        with pytest.raises(OSError, match=str(tmp_path)), output_folder(tmp_path / name):
+        with pytest.raises(OSError, match=re.escape(str(tmp_path))), output_folder(tmp_path / name):
             pytest.fail("the block ran")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
+def test_a_folder_that_is_not_writable_is_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError) as caught, output_folder(tmp_path / "new"):
+        pytest.fail("the block ran")
+    assert caught.value.filename == str(tmp_path / "new")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(tmp_path, monkeypatch):

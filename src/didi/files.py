@@ -1,6 +1,7 @@
 """Atomic writes of files and folders, which appear complete or not at all; JSON without NaN; SHA-256."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -94,7 +95,7 @@ def output_folder(folder: Path | None) -> Iterator[None]:
         folder: The folder, which may exist; None if the block writes no files.
 
     Raises:
-        OSError: The folder cannot be created.
+        OSError: The folder cannot be created or written.
     """
     if folder is None:
         yield
@@ -102,6 +103,8 @@ def output_folder(folder: Path | None) -> Iterator[None]:
     created = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         yield
     except BaseException:
         for path in created:

@@ -224,7 +224,7 @@ def test_other_samplers_have_no_exact_distribution(make_dit, make_discriminator)
 def test_what_cannot_be_enumerated_is_refused_in_one_line():
     with pytest.raises(UsageError, match=r"at most 390,625; got 32 symbols and length 32: choose fewer symbols"):
         States(32, 32)
-    for alphas in ([0, 0.5], [0.5, 1], [0], [0, 0.7, 0.3, 1]):
+    for alphas in ([0, 0.5], [0.5, 1], [0, 0.7, 0.3, 1]):
         with pytest.raises(UsageError, match=r"^alphas rise from 0 to 1"):
             sampler_distribution(SMALL, torch.tensor(alphas).double(), random_tables(SMALL, 1)[0])
     with pytest.raises(UsageError, match="steps is 1 or more; got 0"):

@@ -67,7 +67,7 @@ def test_the_table_of_transitions_is_learned_in_closed_form():
     torch.testing.assert_close(fit.log_table[:4].exp(), SMALL.transition, atol=0.02, rtol=0)
 
 
-def test_the_table_is_a_mixture_of_chain_and_frequencies_if_that_is_the_distribution():
+def test_a_mixture_of_chain_and_frequencies_is_fitted_with_a_small_divergence():
     mixture, divergences = 0.75 * SMALL.transition + 0.25 * SMALL.stationary, []
     for seed in range(6):
         generator = seeded(seed)

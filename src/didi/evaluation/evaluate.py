@@ -75,10 +75,10 @@ def evaluate(
         temperature: a sweep of temperatures, at the top-p of ``options``; if empty, that of ``options``.
         top_p: a sweep of top-p, at the temperature of ``options``; if empty, that of ``options``.
         seed: random seed of the samples.
-        data: held-out token sequences, for a row of their own and the NELBO (or exact NLL) of each network.
+        data: held-out rows of tokens of the bundle's tokenizer, for a row of results and each network's NELBO or NLL.
         anchors: further sets to score, by name, for example from ``anchors.anchor_sets``.
         embed: embedding of ``mauve.load_embedding``, for the MAUVE of every row against as many other rows of ``data``.
-        joint: whether each row has a ``joint_kl``, which takes minutes, or its reference (``find_reference``).
+        joint: True for a ``joint_kl`` of each row, which takes minutes; or a bundle, the reference of these.
         options: sampling options; an option must not be set by an argument above as well.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
@@ -86,7 +86,7 @@ def evaluate(
     Raises:
         UsageError: the bundle, the judge or an argument does not allow the evaluation.
         DidiError: a judge cannot be read or reached, or a package that it needs is not installed.
-        OSError: ``out`` cannot be created.
+        OSError: ``out`` cannot be created or written.
     """
     sets = checked_sets(instance("bundle", bundle, Bundle), data, anchors)
     seed, num_samples = whole_number("seed", seed), whole_number("num_samples", num_samples, low=1)
