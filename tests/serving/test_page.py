@@ -107,6 +107,20 @@ def test_the_page_begins_with_a_race_of_all_networks(server, open_page):
     assert figures == ["22", "88 ms", "250"]
 
 
+def test_a_prompt_that_is_typed_before_the_networks_are_known_is_kept(server, open_page):
+    page = open_page(server.address)
+
+    def type_before_the_answer(route):
+        page.get_by_label("Prompt").fill("The minister")
+        page.get_by_label("Seed").fill("5")
+        route.continue_()
+
+    page.route("**/v1/models", type_before_the_answer)
+    page.reload()
+    raced(page)
+    assert {(request["prompt"], request["seed"]) for request in server.requests} == {("The minister", 5)}
+
+
 def test_the_clock_goes_back_and_forth(server, open_page):
     page = raced(open_page(server.address))
     page.locator("body").press("Home")

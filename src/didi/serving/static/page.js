@@ -91,8 +91,9 @@ function again(lane, network, shared, positions) {
 
 async function open() {
   const linked = fromLink(location.hash);
-  fill(linked ?? { prompt: "", seed: "0", length: "", lanes: settings.race() });
-  if (linked) await race();
+  if (!linked) return settings.set(settings.race()); // a prompt may have been typed while the networks were requested
+  fill(linked);
+  await race();
 }
 
 async function start() {
