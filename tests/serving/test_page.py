@@ -108,7 +108,7 @@ def test_the_page_begins_with_a_race_of_all_networks(server, open_page):
 
 
 def test_a_prompt_that_is_typed_before_the_networks_are_known_is_kept(server, open_page):
-    page = open_page(server.address)
+    page = open_page("about:blank")
 
     def type_before_the_answer(route):
         page.get_by_label("Prompt").fill("The minister")
@@ -116,7 +116,7 @@ def test_a_prompt_that_is_typed_before_the_networks_are_known_is_kept(server, op
         route.continue_()
 
     page.route("**/v1/models", type_before_the_answer)
-    page.reload()
+    page.goto(server.address)
     raced(page)
     assert {(request["prompt"], request["seed"]) for request in server.requests} == {("The minister", 5)}
 

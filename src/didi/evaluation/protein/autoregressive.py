@@ -51,12 +51,8 @@ class OrderJudge:
             UsageError: a sequence is empty, or too long for the network.
         """
         self._check(sequences)
-        nats_of_copies = [self.nats(with_copies(residues, self._num_shuffles)) for residues in sequences]
-        return (
-            torch.stack([nats[1:].mean() - nats[0] for nats in nats_of_copies])
-            if nats_of_copies
-            else torch.zeros(0).double()
-        )
+        groups = [self.nats(with_copies(residues, self._num_shuffles)) for residues in sequences]
+        return torch.stack([nats[1:].mean() - nats[0] for nats in groups]) if groups else torch.zeros(0).double()
 
     def residues(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[ResidueScores]:
         """See ``interface.ResidueJudge``.
